@@ -1,0 +1,42 @@
+import type { Isolation } from './partition-log.ts'
+import { DAY_MS, GIB, KIB, MIB, MINUTE_MS } from '../common/units.ts'
+
+/** Settings of one log that an engine needs. All set; `topic/topic-config.ts` makes them from a topic's settings. */
+export interface LogConfig {
+  /** Roll when the active segment would grow past this. From 1 MiB (tests: less) to 2^31 - 1 bytes. */
+  readonly segmentBytes: number
+  /** Roll when the first batch of the active segment is older than this. */
+  readonly segmentMs: number
+  /** Roll when the offset index would grow past this. */
+  readonly indexBytes: number
+  /** Bytes of log between two index entries. */
+  readonly indexIntervalBytes: number
+  /** Drop segments whose newest record is older. Infinity: keep. */
+  readonly retentionMs: number
+  /** Drop the oldest segments while the log is larger. Infinity: keep. */
+  readonly retentionBytes: number
+  /** Drop the oldest segments while more records than this would remain without them. Infinity: keep. */
+  readonly retentionRecords: number
+  /** How long bytes below the log start stay on the disk, for readers that are in them. */
+  readonly deleteDelayMs: number
+  /** `create`: the producer's timestamps stay. `append`: the broker stamps its own, never decreasing. */
+  readonly timestampType: 'create' | 'append'
+  /** What plain readers see: only what is durable, or also what is merely written. */
+  readonly visibility: Isolation
+  /** How long an idle producer id is remembered. */
+  readonly producerExpiryMs: number
+}
+
+export const DEFAULT_LOG_CONFIG: LogConfig = {
+  segmentBytes: GIB,
+  segmentMs: 7 * DAY_MS,
+  indexBytes: 10 * MIB,
+  indexIntervalBytes: 4 * KIB,
+  retentionMs: 7 * DAY_MS,
+  retentionBytes: Infinity,
+  retentionRecords: Infinity,
+  deleteDelayMs: MINUTE_MS,
+  timestampType: 'create',
+  visibility: 'durable',
+  producerExpiryMs: 7 * DAY_MS,
+}
