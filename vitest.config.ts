@@ -1,10 +1,11 @@
 import { defineConfig } from 'vitest/config'
+import type { ViteUserConfig } from 'vitest/config'
 
 /**
  * `unit` is the inner loop: everything that needs no built server. `e2e` starts real processes from dist/,
  * so `npm test` builds first. `crash` is the long simulated part; CRASH_POINTS sets how much of it.
  */
-export default defineConfig({
+const config: ViteUserConfig = defineConfig({
   test: {
     testTimeout: 30_000,
     hookTimeout: 30_000,
@@ -35,3 +36,5 @@ export default defineConfig({
     ],
   },
 })
+
+export default config

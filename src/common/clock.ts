@@ -48,3 +48,12 @@ export function sleep(clock: Clock, delayMs: number, signal?: AbortSignal): Prom
     signal?.addEventListener('abort', done, { once: true })
   })
 }
+
+/**
+ * Keeps the process alive until cancelled. Timers of {@link systemClock} do not, so a client that waits for a broker to come back would
+ * otherwise let a program end in the middle of an `await`.
+ */
+export function holdProcess(): CancelTimer {
+  const timer = setInterval(() => undefined, LONGEST_TIMEOUT_MS)
+  return () => clearInterval(timer)
+}

@@ -13,7 +13,7 @@ export interface LogConfig {
   readonly indexIntervalBytes: number
   /** Drop segments whose newest record is older. Infinity: keep. */
   readonly retentionMs: number
-  /** Drop the oldest segments while the log is larger. Infinity: keep. */
+  /** Drop the oldest segments while at least this much remains without them, as Kafka does. Infinity: keep. */
   readonly retentionBytes: number
   /** Drop the oldest segments while more records than this would remain without them. Infinity: keep. */
   readonly retentionRecords: number

@@ -32,7 +32,7 @@ export interface PartitionLog {
 
   /**
    * Whole batches as stored, from the one that holds `from` on, about `maxBytes` of them; at least one, if any exists. Empty when `from`
-   * is the visible end. `isolation` `durable` (the default) sees up to the high watermark, `written` up to what has been written.
+   * is the visible end, or an offset above it that has been given out. `isolation` `durable` (the default) sees up to the high watermark, `written` up to what has been written.
    * Bytes that come from the disk have had their checksum verified. The chunks are shared: nobody may write to them.
    * @throws BrokerError OFFSET_OUT_OF_RANGE with `logStartOffset` and `endOffset` in its details; SEGMENT_QUARANTINED with `nextOffset`, the
    *   first good offset after the damage

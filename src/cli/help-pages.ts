@@ -1,0 +1,83 @@
+import { POSITION_GRAMMAR } from '../client/position.ts'
+
+const OFFSETS = `Positions name a place in every partition of a topic. The same words work after -o, --until and
+--before, and in the client's \`from\` and \`until\`.
+
+${POSITION_GRAMMAR}
+
+  millrace tail orders                     from the start, then wait for more
+  millrace tail orders -o end              only what comes from now on
+  millrace tail orders -o -10              the last 10 of each partition, then wait for more
+  millrace tail orders -o -10 --no-follow  the last 10 of each partition
+  millrace tail orders -o :end             all there is now
+  millrace tail orders -o 100:200 -p 0     offsets 100 to 199 of partition 0
+  millrace tail orders --since 1h          what was written in the last hour, then wait for more
+  millrace tail orders -o @2026-01-01:2026-01-02
+`
+
+const FORMATS = `tail -f FORMAT, one of
+  pretty   time, place, key, headers and value in a line, for people; the default on a terminal
+  json     one object a line, with all of the record; the default elsewhere
+  table    in columns
+  raw      the value and a newline, nothing else
+  '…'      a format string
+
+In format strings
+  %t  topic                 %K  length of the key in bytes, -1 for none
+  %p  partition             %V  length of the value in bytes, -1 for a tombstone (also %S)
+  %o  offset                %H  number of headers
+  %k  key                   %d  time in milliseconds (also %T)
+  %v  value (also %s)       %h  headers as a=1,b=2
+  %%  %
+  %v{hex} %v{base64} %v{json}   the same for %k; {json} leaves JSON as it is and quotes the rest
+  %d{iso} %d{unix} %d{ms}       2026-01-31T12:00:00.000Z, seconds, milliseconds
+  %d{strftime:%F %T}            strftime(3), in UTC: %Y %m %d %H %M %S %L (ms) %j %a %b %s … %%
+  %h{%k=%v; }                   repeated for each header; %k and %v are the header's, modifiers work
+  \\n \\t \\r \\0 \\\\ \\xNN            bytes
+Nothing is added after a record: write the \\n. With -0 a NUL follows each.
+
+The JSON envelope is stable. \`produce --json\` reads it back to the same bytes.
+  {"topic":"t","partition":0,"offset":7,"timestamp":1767225600000,"key":"k","value":…,"headers":[{"key":"a","value":"x"}]}
+  value    an object, list, number or boolean: the value is JSON on one line and stands here as it is
+           a string: the value is text (also JSON that is a string or null, or on several lines)
+           a string with "valueEncoding":"base64": the value is neither
+           null: there is no value (a tombstone)
+  key      a string, or with "keyEncoding":"base64"; null: there is no key
+  headers  absent when there are none; each value like a key, with "encoding":"base64"
+`
+
+const EXAMPLES = `Start a broker, make a topic, send a file, read it back:
+  millrace serve
+  millrace topic create logs --partitions 6
+  millrace produce logs < access.log
+  millrace tail logs -f raw --no-follow
+
+Look for something, and stop after ten:
+  millrace tail logs --since 1h --grep 'status=5..' -n 10
+
+Keys and headers. Everything before the first tab is the key:
+  millrace produce users -k '\\t' -H source=import < users.tsv
+
+Copy a topic to another broker, to the byte:
+  millrace tail orders -o :end -f json | millrace produce orders --json --server other:9292
+
+JSON values, with jq:
+  millrace tail orders -f json --no-follow | jq 'select(.value.cents > 1000) | .key'
+
+A command for each record; the value is its input:
+  millrace tail jobs --exec 'curl -sf -d @- http://localhost:8080/jobs'
+
+What is where, and the oldest hundred offsets gone:
+  millrace tail orders --offsets
+  millrace topic delete-records orders --before +100
+
+Look into the files of a broker that is down, and save the records:
+  millrace dump segments/orders-0
+  millrace dump --records -f raw segments/orders-0 > saved.txt
+`
+
+export const HELP_PAGES: Readonly<Record<string, string>> = {
+  offsets: OFFSETS,
+  formats: FORMATS,
+  examples: EXAMPLES,
+}

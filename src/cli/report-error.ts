@@ -1,0 +1,111 @@
+import { CommanderError } from 'commander'
+import type { CliIo } from './io.ts'
+import {
+  EXIT_DIRECTORY_IN_USE,
+  EXIT_DONE,
+  EXIT_FAILED,
+  EXIT_STORAGE_FAILED,
+  EXIT_USAGE,
+  say,
+} from './io.ts'
+import { escapeControls } from './record-format.ts'
+import { ExitError, UsageError } from './usage-error.ts'
+import { BrokerError, findSystemCode } from '../common/errors.ts'
+import type { Action, ErrorCode } from '../common/errors.ts'
+
+/** What helps a person at a command line, where more can be said than the remedy's word. */
+const HINT_OF_CODE: Partial<Record<ErrorCode, string>> = {
+  UNREACHABLE:
+    'is a broker running there? `millrace serve` starts one; --server HOST:PORT or MILLRACE_SERVER names another',
+  UNKNOWN_TOPIC:
+    '`millrace topic list` shows what there is; `millrace topic create NAME` makes one',
+  TOPIC_EXISTS: '`millrace topic describe NAME` shows it; --if-not-exists is content with any',
+  OFFSET_OUT_OF_RANGE: '`millrace tail TOPIC --offsets` shows which offsets are there',
+  SEGMENT_QUARANTINED:
+    'a range of the log is damaged; `-o` with the next good offset reads on after it, `millrace dump` looks at the file',
+  DIRECTORY_IN_USE: 'stop the other broker, or give this one its own directory with --data',
+  ADDRESS_IN_USE: 'use another port with --listen HOST:PORT; port 0 takes a free one',
+  STORAGE_FULL: 'make room on the disk, or delete records; the broker goes on by itself',
+  RECORD_TOO_LARGE: '`millrace topic alter NAME --set max.message.bytes=…` raises the limit',
+  UNSUPPORTED_CODEC: '`millrace version` shows which codecs this installation has',
+}
+
+const HINT_OF_ACTION: Readonly<Record<Action, string | undefined>> = {
+  none: undefined,
+  retry: 'try again; this may pass',
+  retry_after: 'try again later',
+  refresh: 'try again; the map of topics has changed',
+  rejoin: 'start the command anew',
+  new_producer: 'start the command anew',
+  fix: undefined,
+}
+
+/** Says what went wrong, in one line and a hint, and gives the exit code that stands for it. */
+export function reportError(io: CliIo, error: unknown): number {
+  if (error instanceof CommanderError) return reportCommander(io, error)
+  if (findSystemCode(error) === 'EPIPE') return EXIT_DONE
+  const message = error instanceof Error ? error.message : String(error)
+  // The first line is the error; a grammar may follow it.
+  const [first = '', ...rest] = message.split('\n')
+  say(io, `error: ${escapeControls(first)}`)
+  for (const line of rest) say(io, escapeControls(line))
+  const hint = hintOf(error)
+  if (hint !== undefined) say(io, `hint: ${escapeControls(hint)}`)
+  if (io.env['MILLRACE_DEBUG'] !== undefined && error instanceof Error) {
+    say(io, error.stack ?? message)
+    if (error.cause instanceof Error) say(io, `caused by: ${error.cause.stack ?? ''}`)
+  }
+  return exitCodeOf(error)
+}
+
+function hintOf(error: unknown): string | undefined {
+  if (error instanceof UsageError || error instanceof ExitError) return error.hint
+  if (!(error instanceof BrokerError)) return undefined
+  const hint = error.details['hint']
+  if (typeof hint === 'string') return hint
+  const nearest = nearestOf(error)
+  if (nearest !== undefined) return `did you mean ${nearest}?`
+  if (error.message.includes('did you mean')) return undefined
+  return HINT_OF_CODE[error.code] ?? HINT_OF_ACTION[error.action]
+}
+
+/** Over the wire a list arrives as one text. */
+function nearestOf(error: BrokerError): string | undefined {
+  const nearest = error.details['nearest']
+  if (typeof nearest === 'string') return nearest === '' ? undefined : nearest
+  if (Array.isArray(nearest) && nearest.length > 0) return nearest.join(' or ')
+  return undefined
+}
+
+function exitCodeOf(error: unknown): number {
+  if (error instanceof UsageError) return EXIT_USAGE
+  if (error instanceof ExitError) return error.exitCode
+  if (!(error instanceof BrokerError)) return EXIT_FAILED
+  switch (error.code) {
+    case 'DIRECTORY_IN_USE':
+      return EXIT_DIRECTORY_IN_USE
+    case 'FLUSH_FAILED':
+      return EXIT_STORAGE_FAILED
+    case 'INVALID_POSITION':
+      return EXIT_USAGE
+    default:
+      return EXIT_FAILED
+  }
+}
+
+/** commander has printed help and versions by itself; its complaints are ours to print. */
+function reportCommander(io: CliIo, error: CommanderError): number {
+  if (error.exitCode === EXIT_DONE) return EXIT_DONE
+  if (error.code === 'commander.help') return EXIT_USAGE
+  const [first = '', suggestion] = error.message.split('\n')
+  say(io, `error: ${escapeControls(first.replace(/^error: /, ''))}`)
+  const match = /^\(Did you mean (.+)\?\)$/.exec(suggestion ?? '')
+  const about = first.includes("'-f, --format")
+    ? '-f is the format; `tail -o -10` shows the last 10 of each partition and goes on'
+    : undefined
+  say(
+    io,
+    `hint: ${match === null ? (about ?? 'see `millrace --help`') : `did you mean ${match[1]}?`}`,
+  )
+  return EXIT_USAGE
+}

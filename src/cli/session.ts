@@ -1,0 +1,31 @@
+import { connect } from '../client/index.ts'
+import type { Client } from '../client/index.ts'
+import type { CliIo } from './io.ts'
+
+export interface ServerOptions {
+  /** `HOST:PORT`. */
+  readonly server?: string | undefined
+}
+
+/**
+ * Runs `work` with a client, which is closed after it. `--server`, else MILLRACE_SERVER, else localhost:9292.
+ * @throws MillraceError UNREACHABLE
+ */
+export async function withClient<T>(
+  io: CliIo,
+  options: ServerOptions,
+  work: (client: Client) => Promise<T>,
+  timeoutMs = 10_000,
+): Promise<T> {
+  const url = options.server ?? io.env['MILLRACE_SERVER']
+  const client = await connect({
+    ...(url === undefined || url === '' ? {} : { url: url.split(',') }),
+    clientId: 'millrace-cli',
+    timeoutMs,
+  })
+  try {
+    return await work(client)
+  } finally {
+    await client.close()
+  }
+}

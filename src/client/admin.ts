@@ -1,0 +1,176 @@
+import { type Offset, toOffset } from '../common/offset.ts'
+import type { ConfigDescription, ConfigEntry } from '../gen/types.ts'
+import type {
+  Admin,
+  BrokerInfo,
+  ClusterInfo,
+  ConfigInfo,
+  TopicDescription,
+  TopicInfo,
+} from './api.ts'
+import type { Connection } from './connection.ts'
+import { choosePartitions, findOffsets } from './offset-lookup.ts'
+import { parsePosition, type Position } from './position.ts'
+
+export class LogAdmin implements Admin {
+  readonly #connection: Connection
+
+  constructor(connection: Connection) {
+    this.#connection = connection
+  }
+
+  async createTopic(
+    name: string,
+    options: Parameters<Admin['createTopic']>[1] = {},
+  ): Promise<{ readonly created: boolean; readonly topicId: string; readonly partitions: number }> {
+    const { created, topicId, partitions } = await this.#connection.call(
+      'CreateTopic',
+      {
+        topic: name,
+        partitions: options.partitions ?? 0,
+        config: toEntries(options.config),
+        ifNotExists: options.ifNotExists ?? false,
+        validateOnly: options.validateOnly ?? false,
+      },
+      { isRead: false },
+    )
+    return { created, topicId, partitions }
+  }
+
+  async *topics(options: Parameters<Admin['topics']>[0] = {}): AsyncGenerator<TopicInfo> {
+    const { topics } = await this.#connection.call(
+      'ListTopics',
+      { internal: options.internal ?? false, sizes: options.sizes ?? true },
+      { isRead: true },
+    )
+    const sorted = topics.sort((a, b) => (a.topic < b.topic ? -1 : 1))
+    for (const { topic, topicId, partitions, bytes, records } of sorted) {
+      if (options.match === undefined || topic.search(options.match) >= 0) {
+        yield { name: topic, topicId, partitions, bytes, records }
+      }
+    }
+  }
+
+  async describeTopic(name: string): Promise<TopicDescription> {
+    const answer = await this.#connection.call('DescribeTopic', { topic: name }, { isRead: true })
+    return {
+      name: answer.topic,
+      topicId: answer.topicId,
+      createdAt: answer.createdMs,
+      partitions: answer.partitions.map((entry) => ({
+        partition: entry.partition,
+        logStartOffset: toOffset(entry.logStartOffset),
+        highWatermark: toOffset(entry.highWatermark),
+        logEndOffset: toOffset(entry.logEndOffset),
+        bytes: entry.bytes,
+        segments: entry.segments,
+        leaderEpoch: entry.leaderEpoch,
+        damaged: entry.damaged.map(({ start, end }) => ({
+          start: toOffset(start),
+          end: toOffset(end),
+        })),
+      })),
+      config: answer.config.map(toConfigInfo),
+    }
+  }
+
+  async alterTopic(
+    name: string,
+    change: Parameters<Admin['alterTopic']>[1],
+  ): Promise<readonly ConfigInfo[]> {
+    // Settings first: they are checked whole, and a bad one leaves the partitions as they were.
+    const { config } = await this.#connection.call(
+      'AlterTopic',
+      {
+        topic: name,
+        set: toEntries(change.set),
+        clear: [...(change.clear ?? [])],
+        validateOnly: change.validateOnly ?? false,
+      },
+      { isRead: false },
+    )
+    if (change.partitions !== undefined && change.validateOnly !== true) {
+      await this.addPartitions(name, change.partitions)
+    }
+    return config.map(toConfigInfo)
+  }
+
+  async addPartitions(name: string, total: number): Promise<number> {
+    const { partitions } = await this.#connection.call(
+      'AddPartitions',
+      { topic: name, total },
+      { isRead: false },
+    )
+    this.#connection.forgetRoute(name)
+    return partitions
+  }
+
+  async deleteTopic(name: string): Promise<void> {
+    await this.#connection.call('DeleteTopic', { topic: name }, { isRead: false })
+    this.#connection.forgetRoute(name)
+  }
+
+  async deleteRecords(
+    name: string,
+    before: ReadonlyMap<number, Offset | number | 'end'>,
+  ): Promise<ReadonlyMap<number, Offset>> {
+    const { partitions } = await this.#connection.call(
+      'DeleteRecords',
+      {
+        topic: name,
+        partitions: [...before].map(([partition, offset]) => ({
+          partition,
+          beforeOffset: offset === 'end' ? -1 : offset,
+        })),
+      },
+      { isRead: true }, // Moving a log start up to the same place again changes nothing.
+    )
+    return new Map(
+      partitions.map(({ partition, logStartOffset }) => [partition, toOffset(logStartOffset)]),
+    )
+  }
+
+  async offsets(
+    name: string,
+    at: Position,
+    options: { readonly partitions?: readonly number[] | undefined } = {},
+  ): Promise<ReadonlyMap<number, Offset>> {
+    const position = parsePosition(at, this.#connection.clock.wallMs())
+    // Asked anew: partitions may have been added since.
+    const route = await this.#connection.refreshRoute(name)
+    const partitions = choosePartitions(route, options.partitions)
+    const found = await findOffsets(this.#connection, name, partitions, position)
+    return new Map([...found].sort(([a], [b]) => a - b))
+  }
+
+  async broker(): Promise<BrokerInfo> {
+    const { startedMs, ...rest } = await this.#connection.call(
+      'DescribeBroker',
+      {},
+      { isRead: true },
+    )
+    return { ...rest, startedAt: startedMs }
+  }
+
+  async cluster(): Promise<ClusterInfo> {
+    const { clusterId, mapVersion, brokers } = await this.#connection.call(
+      'Metadata',
+      { topics: [], allTopics: false },
+      { isRead: true },
+    )
+    return {
+      clusterId,
+      mapVersion,
+      brokers: brokers.map(({ brokerId, host, port }) => ({ brokerId, host, port })),
+    }
+  }
+}
+
+function toEntries(config: Readonly<Record<string, string>> | undefined): ConfigEntry[] {
+  return Object.entries(config ?? {}).map(([name, value]) => ({ name, value }))
+}
+
+function toConfigInfo(entry: ConfigDescription): ConfigInfo {
+  const { name, value, overridden, description, allowed } = entry
+  return { name, value, overridden, description, allowed }
+}

@@ -1,0 +1,114 @@
+import { systemClock } from '../common/clock.ts'
+import { systemRandom } from '../common/random.ts'
+import type {
+  Admin,
+  Client,
+  ConnectOptions,
+  Producer,
+  ProducerOptions,
+  ReadOptions,
+  RecordStream,
+} from './api.ts'
+import { LogAdmin } from './admin.ts'
+import type { Topic } from './codecs.ts'
+import { Connection, parseTarget } from './connection.ts'
+import { MillraceError } from './errors.ts'
+import { LogProducer } from './producer.ts'
+import { LogReader } from './reader.ts'
+
+const DEFAULT_TARGET = 'localhost:9292'
+const CONNECT_TIMEOUT_MS = 10_000
+const CLOSE_TIMEOUT_MS = 30_000
+
+class LogClient implements Client {
+  readonly admin: Admin
+  readonly #connection: Connection
+  readonly #producers: Set<LogProducer> = new Set()
+  readonly #readers: Set<{ close(): Promise<void> }> = new Set()
+  #closing: Promise<void> | undefined
+
+  constructor(connection: Connection) {
+    this.#connection = connection
+    this.admin = new LogAdmin(connection)
+  }
+
+  producer(options: ProducerOptions = {}): Producer {
+    this.#checkOpen()
+    const producer = new LogProducer(this.#connection, options, (closed) => {
+      this.#producers.delete(closed)
+    })
+    this.#producers.add(producer)
+    return producer
+  }
+
+  read<V, K>(from: Topic<V, K>, options: ReadOptions = {}): RecordStream<V, K> {
+    this.#checkOpen()
+    const reader = new LogReader(this.#connection, from, options, (closed) => {
+      this.#readers.delete(closed)
+    })
+    this.#readers.add(reader)
+    return reader
+  }
+
+  close(options: { readonly timeoutMs?: number } = {}): Promise<void> {
+    this.#closing ??= this.#close(options.timeoutMs ?? CLOSE_TIMEOUT_MS)
+    return this.#closing
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  async #close(timeoutMs: number): Promise<void> {
+    const cancel = this.#connection.clock.schedule(timeoutMs, () => {
+      const error = new MillraceError(
+        'CLOSED',
+        `the client was closed, and the broker did not answer within ${timeoutMs} ms`,
+        { timeoutMs },
+      )
+      for (const producer of this.#producers) producer.abandon(error)
+    })
+    try {
+      const results = await Promise.allSettled([
+        ...[...this.#readers].map((reader) => reader.close()),
+        ...[...this.#producers].map((producer) => producer.close()),
+      ])
+      for (const result of results) if (result.status === 'rejected') throw result.reason
+    } finally {
+      cancel()
+      this.#connection.close()
+    }
+  }
+
+  #checkOpen(): void {
+    if (this.#closing !== undefined) {
+      throw new MillraceError('CLOSED', 'the client has been closed')
+    }
+  }
+}
+
+/**
+ * Connects to a broker: `host:port` or `millrace://host:port`; by default what MILLRACE_SERVER says, else localhost:9292. Goes on trying for
+ * `timeoutMs`, so that a program may be started together with its broker.
+ * @throws MillraceError UNREACHABLE when nothing answers by then, INVALID_REQUEST when the target is none
+ */
+export async function connect(target: string | ConnectOptions = {}): Promise<Client> {
+  const options: ConnectOptions = typeof target === 'string' ? { url: target } : target
+  const url = options.url ?? (process.env['MILLRACE_SERVER'] || DEFAULT_TARGET)
+  const targets = typeof url === 'string' ? url.split(',') : url
+  const connection = new Connection({
+    targets: targets.map((text) => parseTarget(text)),
+    tls: options.tls,
+    clientId: options.clientId,
+    clock: options.clock ?? systemClock,
+    random: options.random ?? systemRandom,
+    logger: options.logger,
+  })
+  try {
+    await connection.open(options.timeoutMs ?? CONNECT_TIMEOUT_MS)
+  } catch (error) {
+    connection.close()
+    throw error
+  }
+  return new LogClient(connection)
+}

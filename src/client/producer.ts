@@ -1,0 +1,978 @@
+import { Ring } from '../bytes/ring.ts'
+import type { Acks } from '../common/acks.ts'
+import { type CancelTimer, type Clock, holdProcess } from '../common/clock.ts'
+import { BrokerError } from '../common/errors.ts'
+import { KIB, MIB } from '../common/units.ts'
+import type { RecordHeader } from '../record/batch-builder.ts'
+import { BATCH_HEADER_BYTES } from '../record/batch-header.ts'
+import { isCompressionAvailable } from '../record/compression.ts'
+import type { Compression, Headers, NewRecord, Producer, ProducerOptions, Receipt } from './api.ts'
+import {
+  type AccumulatorOwner,
+  FlushWaiter,
+  PartitionAccumulator,
+  type ProducerIdentity,
+} from './batch-accumulator.ts'
+import { findTextEncoder, type Codec, type Topic } from './codecs.ts'
+import { type Connection, retryAfterMs, type TopicRoute } from './connection.ts'
+import { MillraceError, toMillraceError } from './errors.ts'
+import { PartitionChooser } from './partitioner.ts'
+import { ProduceLink } from './produce-link.ts'
+import { Backoff } from './retry.ts'
+
+type Encoded = Uint8Array | string | undefined
+
+/** What a record may take beside its key, value and headers: lengths, deltas, attributes. */
+const RECORD_OVERHEAD_BYTES = 36
+/** A UTF-16 unit takes at most three bytes of UTF-8. */
+const MOST_BYTES_PER_UNIT = 3
+const EXPIRY_CHECK_MS = 1_000
+
+/** After these the route that we know may be wrong. */
+const STALE_ROUTE: ReadonlySet<string> = new Set([
+  'NOT_LEADER',
+  'UNKNOWN_TOPIC',
+  'UNKNOWN_TOPIC_ID',
+  'UNKNOWN_PARTITION',
+])
+
+interface Settings {
+  readonly acks: Acks
+  readonly idempotent: boolean
+  readonly compression: Compression
+  readonly lingerMs: number
+  readonly batchBytes: number
+  readonly maxInFlight: number
+  readonly bufferBytes: number
+  readonly deliveryTimeoutMs: number
+  readonly partitioner: ProducerOptions['partitioner']
+}
+
+/** A record that waits for its topic's metadata or for room in the buffer: encoded, its bytes our own. */
+interface Parked {
+  readonly key: Encoded
+  readonly value: Encoded
+  readonly timestampMs: number
+  readonly headers: readonly RecordHeader[] | undefined
+  readonly partition: number | undefined
+  /** Of a send: takes its receipt, to come. */
+  readonly resolve: ((receipt: Promise<Receipt>) => void) | undefined
+  readonly bytes: number
+  readonly createdMs: number
+  waiters: FlushWaiter[] | undefined
+}
+
+class LaneAccumulator extends PartitionAccumulator {
+  readonly lane: Lane
+  readonly backoff: Backoff
+  /** Where batches under way have gone. */
+  link: ProduceLink<LaneAccumulator> | undefined
+  /** Waits for the end of its turn, to be sealed with what has come by then. */
+  isScheduled = false
+  /** Waits before trying again. */
+  isPaused = false
+  isAskingIdentity = false
+  hadIdentity = false
+
+  constructor(lane: Lane, partition: number, batchBytes: number, settings: Settings) {
+    super(
+      {
+        topic: lane.topic,
+        partition,
+        batchBytes,
+        compression: settings.compression,
+        maxInFlight: settings.maxInFlight,
+        idempotent: settings.idempotent,
+        clock: lane.clock,
+      },
+      lane,
+    )
+    this.lane = lane
+    this.backoff = lane.newBackoff()
+  }
+}
+
+/** One topic of one producer. */
+class Lane implements AccumulatorOwner {
+  readonly topic: string
+  readonly clock: Clock
+  readonly chooser: PartitionChooser
+  readonly parked: Ring<Parked> = new Ring()
+  readonly newBackoff: () => Backoff
+  readonly #owner: Pick<AccumulatorOwner, 'released' | 'postFailed'>
+  accumulators: LaneAccumulator[] = []
+  route: TopicRoute | undefined
+  surelyFitsBytes = 0
+  isLoading = false
+
+  constructor(
+    topic: string,
+    connection: Connection,
+    settings: Settings,
+    owner: Pick<AccumulatorOwner, 'released' | 'postFailed'>,
+  ) {
+    this.topic = topic
+    this.clock = connection.clock
+    this.chooser = new PartitionChooser(settings.partitioner, connection.random)
+    this.newBackoff = () => new Backoff(connection.random)
+    this.#owner = owner
+  }
+
+  released(bufferedBytes: number): void {
+    this.#owner.released(bufferedBytes)
+  }
+
+  postFailed(error: MillraceError, records: number): void {
+    this.#owner.postFailed(error, records)
+  }
+
+  sealed(partition: number): void {
+    this.chooser.batchSealed(partition, this.accumulators.length)
+  }
+}
+
+/** A topic handle as this producer sees it. */
+interface Handle {
+  readonly lane: Lane
+  readonly encodeValue: (value: unknown) => Uint8Array | string
+  readonly encodeKey: (key: unknown) => Uint8Array | string
+}
+
+/**
+ * Batches records by partition and sends the batches over one stream per broker. Measured on two cores with the broker on the other one: see
+ * bench/. What happens per record is {@link LogProducer.send} down to `PartitionAccumulator.append`; everything else is per batch.
+ */
+export class LogProducer implements Producer {
+  readonly #connection: Connection
+  readonly #clock: Clock
+  readonly #settings: Settings
+  readonly #onClosed: (producer: LogProducer) => void
+  readonly #handles: Map<unknown, Handle> = new Map()
+  readonly #lanes: Map<string, Lane> = new Map()
+  readonly #links: Map<number, ProduceLink<LaneAccumulator>> = new Map()
+  readonly #listeners: Set<(error: MillraceError) => void> = new Set()
+  readonly #lingering: Set<LaneAccumulator> = new Set()
+  readonly #pauses: Set<CancelTimer> = new Set()
+  #lastTopic: unknown
+  #lastHandle: Handle | undefined
+  #scheduled: LaneAccumulator[] = []
+  #buffered = 0
+  #parkedBytes = 0
+  #parkedRecords = 0
+  #readyWaiters: (() => void)[] = []
+  #sharedIdentity: Promise<ProducerIdentity> | undefined
+  #firstPostError: MillraceError | undefined
+  #failedPosts = 0
+  #cancelLinger: CancelTimer | undefined
+  #cancelExpiry: CancelTimer | undefined
+  #letProcessEnd: CancelTimer | undefined
+  /** Takes no more records. */
+  #isClosed = false
+  /** Sends nothing any more. */
+  #isOver = false
+  #closing: Promise<void> | undefined
+
+  constructor(
+    connection: Connection,
+    options: ProducerOptions,
+    onClosed: (producer: LogProducer) => void,
+  ) {
+    this.#connection = connection
+    this.#clock = connection.clock
+    this.#settings = toSettings(options)
+    this.#onClosed = onClosed
+  }
+
+  send<V, K>(to: Topic<V, K>, record: NewRecord<V, K>): Promise<Receipt> {
+    try {
+      const receipt = this.#accept(to, record, true)
+      // `accept` promises a receipt to those who ask for one.
+      return receipt as Promise<Receipt>
+    } catch (error) {
+      return Promise.reject(toSendError(error, to.name))
+    }
+  }
+
+  post<V, K>(to: Topic<V, K>, record: NewRecord<V, K>): boolean {
+    if (this.#buffered + this.#parkedBytes >= 2 * this.#settings.bufferBytes) {
+      throw new MillraceError(
+        'QUOTA_EXCEEDED',
+        `${this.#buffered + this.#parkedBytes} bytes wait to be answered, twice what the buffer holds: await ready() when post() answers false`,
+        { limit: this.#settings.bufferBytes, actual: this.#buffered + this.#parkedBytes },
+      )
+    }
+    try {
+      void this.#accept(to, record, false) // Undefined: no receipt was asked for.
+    } catch (error) {
+      throw toSendError(error, to.name)
+    }
+    return this.#hasRoom
+  }
+
+  async sendAll<V, K>(
+    to: Topic<V, K>,
+    records: Iterable<NewRecord<V, K>> | AsyncIterable<NewRecord<V, K>>,
+  ): Promise<readonly Receipt[]> {
+    const receipts: Receipt[] = []
+    const errors: MillraceError[] = []
+    const pending = new FlushWaiter()
+    pending.add() // Ours, until all have been handed over.
+    let index = 0
+    const take = (record: NewRecord<V, K>): void => {
+      const place = index++
+      pending.add()
+      this.send(to, record)
+        .then(
+          (receipt) => {
+            receipts[place] = receipt
+            return undefined
+          },
+          (error: unknown) => {
+            const cause = toMillraceError(error)
+            const details = { ...cause.details, index: place }
+            errors.push(new MillraceError(cause.code, cause.message, details, cause))
+            return undefined
+          },
+        )
+        .finally(() => pending.settled())
+    }
+    if (Symbol.asyncIterator in records) {
+      for await (const record of records) {
+        take(record)
+        if (!this.#hasRoom) await this.ready()
+      }
+    } else {
+      for (const record of records) {
+        take(record)
+        if (!this.#hasRoom) await this.ready()
+      }
+    }
+    pending.settled()
+    await pending.done
+    if (errors.length > 0) {
+      throw new AggregateError(errors, `${errors.length} of ${index} records were not written`)
+    }
+    return receipts
+  }
+
+  ready(): Promise<void> {
+    if (this.#hasRoom || this.#isClosed) return Promise.resolve()
+    return new Promise((resolve) => this.#readyWaiters.push(resolve))
+  }
+
+  async flush(options: { readonly signal?: AbortSignal | undefined } = {}): Promise<void> {
+    const waiter = new FlushWaiter()
+    waiter.add() // Ours, so that an empty producer is flushed too.
+    for (const lane of this.#lanes.values()) {
+      const lastParked = lane.parked.last()
+      if (lastParked !== undefined) {
+        waiter.add()
+        ;(lastParked.waiters ??= []).push(waiter)
+      }
+      for (const accumulator of lane.accumulators) {
+        if (accumulator.isEmpty) continue
+        accumulator.addWaiter(waiter)
+        this.#seal(accumulator)
+        this.#pump(accumulator)
+      }
+    }
+    waiter.settled()
+    await abortable(waiter.done, options.signal)
+    const error = this.#firstPostError
+    if (error === undefined) return
+    const failedRecords = this.#failedPosts
+    this.#firstPostError = undefined
+    this.#failedPosts = 0
+    throw new MillraceError(error.code, error.message, { ...error.details, failedRecords }, error)
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  /** Gives up: everything unanswered fails with `error`. */
+  abandon(error: MillraceError): void {
+    this.#isClosed = true
+    this.#letGo()
+    for (const lane of this.#lanes.values()) {
+      this.#failParked(lane, error)
+      for (const accumulator of lane.accumulators) accumulator.failAll(error)
+    }
+    this.#wakeReady()
+    this.#onClosed(this)
+  }
+
+  on(_event: 'error', listener: (error: MillraceError) => void): () => void {
+    this.#listeners.add(listener)
+    return () => this.#listeners.delete(listener)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  // ── per record ──────────────────────────────────────────────────────────────────────────────────────────────
+
+  get #hasRoom(): boolean {
+    return this.#buffered + this.#parkedBytes < this.#settings.bufferBytes
+  }
+
+  #accept<V, K>(
+    to: Topic<V, K>,
+    record: NewRecord<V, K>,
+    wantsReceipt: boolean,
+  ): Promise<Receipt> | undefined {
+    if (this.#isClosed) throw new MillraceError('CLOSED', 'the producer has been closed')
+    const handle =
+      to === this.#lastTopic && this.#lastHandle !== undefined
+        ? this.#lastHandle
+        : this.#getHandle(to)
+    const lane = handle.lane
+    const given = record.value
+    if (given === undefined) {
+      throw new MillraceError('INVALID_RECORD', 'a record has no value; null makes a tombstone')
+    }
+    const value = given === null ? undefined : handle.encodeValue(given)
+    const key = record.key === undefined ? undefined : handle.encodeKey(record.key)
+    const headers = record.headers === undefined ? undefined : encodeHeaders(record.headers)
+    const timestampMs =
+      record.timestamp === undefined ? this.#clock.wallMs() : record.timestamp.getTime()
+    const mustWait =
+      lane.route === undefined ||
+      lane.parked.length > 0 ||
+      (wantsReceipt && this.#buffered >= this.#settings.bufferBytes)
+    if (mustWait) {
+      if (!wantsReceipt) {
+        this.#park(lane, key, value, timestampMs, headers, record.partition, undefined)
+        return undefined
+      }
+      return new Promise((resolve) => {
+        this.#park(lane, key, value, timestampMs, headers, record.partition, resolve)
+      })
+    }
+    const accumulator = this.#append(lane, key, value, timestampMs, headers, record.partition)
+    return wantsReceipt ? accumulator.promiseReceipt(timestampMs) : undefined
+  }
+
+  #append(
+    lane: Lane,
+    key: Encoded,
+    value: Encoded,
+    timestampMs: number,
+    headers: readonly RecordHeader[] | undefined,
+    wanted: number | undefined,
+  ): LaneAccumulator {
+    const accumulators = lane.accumulators
+    let partition: number
+    if (wanted !== undefined) partition = wanted
+    else if (typeof key !== 'string') partition = lane.chooser.choose(key, accumulators.length)
+    else if (lane.chooser.needsKey(accumulators.length)) {
+      // Hashed as bytes, so written as bytes: the text is encoded once.
+      key = Buffer.from(key, 'utf8')
+      partition = lane.chooser.choose(key, accumulators.length)
+    } else partition = lane.chooser.choose(undefined, accumulators.length)
+    const accumulator = accumulators[partition]
+    if (accumulator === undefined) throw noPartition(lane, partition)
+    const units = (key?.length ?? 0) + (value?.length ?? 0)
+    // Nearly all records are far too small to be too large: these are not measured.
+    if (headers !== undefined || units * MOST_BYTES_PER_UNIT > lane.surelyFitsBytes) {
+      checkSize(lane, key, value, headers)
+    }
+    const isQuiet = this.#buffered === 0
+    this.#buffered += accumulator.append(key, value, timestampMs, headers)
+    if (accumulator.openRecords === 1) this.#opened(accumulator, isQuiet)
+    return accumulator
+  }
+
+  // ── per batch ───────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** A record has begun a batch: the one before it may go, and this one waits for the end of the turn or for company. */
+  #opened(accumulator: LaneAccumulator, isQuiet: boolean): void {
+    if (isQuiet) this.#woke()
+    const { lane } = accumulator
+    const route = this.#connection.findRoute(lane.topic)
+    if (route !== undefined && route !== lane.route) this.#applyRoute(lane, route)
+    if (accumulator.readyBatches > 0) {
+      lane.sealed(accumulator.partition)
+      this.#pump(accumulator)
+    }
+    if (accumulator.isScheduled) return
+    if (this.#settings.lingerMs === 0 || accumulator.isIdle) {
+      accumulator.isScheduled = true
+      // The end of the turn, and not at once: a loop that sends a thousand makes one batch, not a thousand.
+      if (this.#scheduled.push(accumulator) === 1) setImmediate(this.#runScheduled)
+      return
+    }
+    this.#lingering.add(accumulator)
+    if (this.#cancelLinger === undefined) this.#scheduleLinger(this.#settings.lingerMs)
+  }
+
+  readonly #runScheduled = (): void => {
+    const scheduled = this.#scheduled
+    this.#scheduled = []
+    for (const accumulator of scheduled) {
+      accumulator.isScheduled = false
+      this.#seal(accumulator)
+      this.#pump(accumulator)
+    }
+  }
+
+  #scheduleLinger(delayMs: number): void {
+    this.#cancelLinger = this.#clock.schedule(delayMs, () => {
+      this.#cancelLinger = undefined
+      const nowMs = this.#clock.monotonicMs()
+      let nextMs = Number.POSITIVE_INFINITY
+      for (const accumulator of this.#lingering) {
+        const leftMs = accumulator.openedMs + this.#settings.lingerMs - nowMs
+        if (accumulator.openRecords > 0 && leftMs > 0) {
+          nextMs = Math.min(nextMs, leftMs)
+          continue
+        }
+        this.#lingering.delete(accumulator)
+        this.#seal(accumulator)
+        this.#pump(accumulator)
+      }
+      if (this.#lingering.size > 0) this.#scheduleLinger(Math.max(1, nextMs))
+    })
+  }
+
+  #seal(accumulator: LaneAccumulator): void {
+    if (accumulator.openRecords === 0) return
+    accumulator.seal()
+    accumulator.lane.sealed(accumulator.partition)
+  }
+
+  /** Sends what may be sent. */
+  #pump(accumulator: LaneAccumulator): void {
+    if (accumulator.isPaused || this.#isOver) return
+    if (accumulator.needsIdentity) {
+      if (accumulator.isQuiesced && accumulator.readyBatches > 0) this.#askIdentity(accumulator)
+      return
+    }
+    const { lane } = accumulator
+    const route = lane.route
+    if (route === undefined || accumulator.readyBatches === 0) return
+    // Batches under way hold the partition to their stream: on another one, later ones could overtake them.
+    const link =
+      accumulator.inFlight > 0 && accumulator.link !== undefined
+        ? accumulator.link
+        : this.#linkTo(route.leaders[accumulator.partition] ?? -1)
+    accumulator.link = link
+    const { acks } = this.#settings
+    for (;;) {
+      if (!link.isWritable) {
+        link.waitFor(accumulator)
+        return
+      }
+      const batch = accumulator.takeNext()
+      if (batch === undefined) return
+      link.send(accumulator, batch, {
+        topic: lane.topic,
+        partition: accumulator.partition,
+        acks,
+        batch: batch.bytes,
+        records: undefined,
+        compression: 'none',
+        expectedOffset: undefined,
+        topicId: route.topicId,
+      })
+      // Not at once: it may append what was parked, in the midst of the append that has led here.
+      if (acks === 'none') queueMicrotask(() => this.#afterRelease())
+    }
+  }
+
+  #linkTo(brokerId: number): ProduceLink<LaneAccumulator> {
+    let link = this.#links.get(brokerId)
+    if (link === undefined) {
+      link = new ProduceLink<LaneAccumulator>(
+        () => {
+          const channel = this.#connection.leader(brokerId)
+          return { call: channel.produce(), address: channel.address }
+        },
+        {
+          mayWrite: (accumulator) => this.#pump(accumulator),
+          progressed: (accumulator, error) => this.#progressed(accumulator, error),
+          refusedUnasked: (error) => this.#postFailed(error, 1),
+        },
+        this.#clock,
+        this.#connection.random,
+      )
+      this.#links.set(brokerId, link)
+    }
+    return link
+  }
+
+  #progressed(accumulator: LaneAccumulator, error: MillraceError | undefined): void {
+    if (error === undefined) accumulator.backoff.reset()
+    else if (STALE_ROUTE.has(error.code)) this.#connection.forgetRoute(accumulator.topic)
+    if (accumulator.isHalted || accumulator.needsIdentity) {
+      if (accumulator.isQuiesced) this.#recover(accumulator, error)
+    } else {
+      // What gathered while the last batch was under way goes now, all together.
+      if (accumulator.isIdle) this.#seal(accumulator)
+      this.#pump(accumulator)
+    }
+    this.#afterRelease()
+  }
+
+  /** Everything under way has been answered or lost, and something failed: waits a moment, then puts it in order and goes on. */
+  #recover(accumulator: LaneAccumulator, error: MillraceError | undefined): void {
+    if (accumulator.isPaused || this.#isOver) return
+    accumulator.isPaused = true
+    const delayMs = Math.max(
+      accumulator.backoff.nextDelayMs(),
+      error === undefined ? 0 : retryAfterMs(error),
+    )
+    this.#pause(delayMs, () => {
+      this.#resume(accumulator).catch((failure: unknown) => {
+        this.#connection.logger?.warn(`${accumulator.topic}-${accumulator.partition} waits`, {
+          error: failure,
+        })
+        accumulator.isPaused = false
+        this.#recover(accumulator, undefined)
+      })
+    })
+  }
+
+  async #resume(accumulator: LaneAccumulator): Promise<void> {
+    const { lane } = accumulator
+    if (this.#connection.findRoute(lane.topic) === undefined) {
+      try {
+        this.#applyRoute(lane, await this.#connection.getRoute(lane.topic))
+      } catch (error) {
+        const failure = toMillraceError(error)
+        // Gone for good: the topic was deleted, or the client closed.
+        if (!failure.retryable) {
+          accumulator.isPaused = false
+          accumulator.failAll(failure)
+          this.#afterRelease()
+          return
+        }
+        throw failure
+      }
+    }
+    accumulator.isPaused = false
+    accumulator.resume()
+    this.#afterRelease()
+    this.#pump(accumulator)
+  }
+
+  #askIdentity(accumulator: LaneAccumulator): void {
+    if (accumulator.isAskingIdentity) return
+    accumulator.isAskingIdentity = true
+    // All partitions begin under one identity; one that has lost it gets a fresh one for itself, which disturbs nobody else.
+    const asking = accumulator.hadIdentity ? this.#initProducer() : this.#getSharedIdentity()
+    this.#takeIdentity(accumulator, asking).catch((error: unknown) => {
+      const failure = toMillraceError(error)
+      if (!failure.retryable) accumulator.failAll(failure)
+      else if (!this.#isOver) {
+        this.#pause(accumulator.backoff.nextDelayMs(), () => this.#pump(accumulator))
+      }
+      this.#afterRelease()
+    })
+  }
+
+  async #takeIdentity(
+    accumulator: LaneAccumulator,
+    asking: Promise<ProducerIdentity>,
+  ): Promise<void> {
+    try {
+      const identity = await asking
+      if (this.#isOver) return
+      accumulator.hadIdentity = true
+      accumulator.setIdentity(identity)
+    } finally {
+      accumulator.isAskingIdentity = false
+    }
+    this.#pump(accumulator)
+  }
+
+  #getSharedIdentity(): Promise<ProducerIdentity> {
+    if (this.#sharedIdentity === undefined) {
+      const asking = this.#initProducer()
+      this.#sharedIdentity = asking
+      asking.catch(() => {
+        this.#sharedIdentity = undefined // Who waits for it sees the failure; the next one asks again.
+      })
+    }
+    return this.#sharedIdentity
+  }
+
+  async #initProducer(): Promise<ProducerIdentity> {
+    const { producerId, producerEpoch } = await this.#connection.call(
+      'InitProducer',
+      { producerId: 0, producerEpoch: 0 },
+      { isRead: true }, // An id that is handed out twice over is one that nobody uses.
+    )
+    return { producerId, epoch: producerEpoch }
+  }
+
+  // ── topics ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+  #getHandle<V, K>(to: Topic<V, K>): Handle {
+    let handle = this.#handles.get(to)
+    if (handle === undefined) {
+      let lane = this.#lanes.get(to.name)
+      if (lane === undefined) {
+        lane = new Lane(to.name, this.#connection, this.#settings, {
+          released: (bytes) => {
+            this.#buffered -= bytes
+          },
+          postFailed: (error, records) => this.#postFailed(error, records),
+        })
+        this.#lanes.set(to.name, lane)
+      }
+      const route = this.#connection.findRoute(to.name)
+      if (lane.route === undefined && route !== undefined) this.#applyRoute(lane, route)
+      handle = { lane, encodeValue: encoderOf(to.value), encodeKey: encoderOf(to.key) }
+      this.#handles.set(to, handle)
+    }
+    this.#lastTopic = to
+    this.#lastHandle = handle
+    return handle
+  }
+
+  #applyRoute(lane: Lane, route: TopicRoute): void {
+    lane.route = route
+    const limit = route.maxBatchBytes > 0 ? route.maxBatchBytes : this.#settings.batchBytes
+    const batchBytes = Math.min(this.#settings.batchBytes, limit)
+    lane.surelyFitsBytes = limit - BATCH_HEADER_BYTES - RECORD_OVERHEAD_BYTES
+    for (let partition = lane.accumulators.length; partition < route.leaders.length; partition++) {
+      lane.accumulators.push(new LaneAccumulator(lane, partition, batchBytes, this.#settings))
+    }
+  }
+
+  /** Asks for the topic's partitions, for as long as records wait for them. */
+  async #load(lane: Lane): Promise<void> {
+    lane.isLoading = true
+    const backoff = lane.newBackoff()
+    try {
+      while (lane.route === undefined && lane.parked.length > 0 && !this.#isOver) {
+        try {
+          this.#applyRoute(lane, await this.#connection.getRoute(lane.topic))
+        } catch (error) {
+          const failure = toMillraceError(error)
+          if (!failure.retryable) {
+            this.#failParked(lane, failure)
+            return
+          }
+          await new Promise<void>((resolve) => this.#pause(backoff.nextDelayMs(), resolve))
+        }
+      }
+    } finally {
+      lane.isLoading = false
+    }
+    this.#unpark(lane)
+  }
+
+  // ── records that wait for their topic or for room ───────────────────────────────────────────────────────────
+
+  #park(
+    lane: Lane,
+    key: Encoded,
+    value: Encoded,
+    timestampMs: number,
+    headers: readonly RecordHeader[] | undefined,
+    partition: number | undefined,
+    resolve: Parked['resolve'],
+  ): void {
+    const bytes = (key?.length ?? 0) + (value?.length ?? 0) + RECORD_OVERHEAD_BYTES
+    if (this.#buffered === 0 && this.#parkedRecords === 0) this.#woke()
+    lane.parked.push({
+      key: copyOf(key),
+      value: copyOf(value),
+      timestampMs,
+      headers: headers?.map((header) => ({ key: header.key, value: copyBytes(header.value) })),
+      partition,
+      resolve,
+      bytes,
+      createdMs: this.#clock.monotonicMs(),
+      waiters: undefined,
+    })
+    this.#parkedBytes += bytes
+    this.#parkedRecords++
+    if (lane.route === undefined && !lane.isLoading) {
+      this.#load(lane).catch((error: unknown) => this.#failParked(lane, toMillraceError(error)))
+    }
+  }
+
+  #unpark(lane: Lane): void {
+    if (lane.route === undefined) return
+    while (lane.parked.length > 0 && this.#buffered < this.#settings.bufferBytes) {
+      const record = this.#takeParked(lane)
+      if (record === undefined) return
+      const { key, value, timestampMs, headers, partition, resolve, waiters } = record
+      try {
+        const accumulator = this.#append(lane, key, value, timestampMs, headers, partition)
+        resolve?.(accumulator.promiseReceipt(timestampMs))
+        if (waiters !== undefined) accumulator.adoptWaiters(waiters)
+      } catch (error) {
+        this.#failRecord(record, toSendError(error, lane.topic))
+      }
+    }
+    // A flush that waits for a parked record wants it sent, not gathered.
+    for (const accumulator of lane.accumulators) {
+      if (accumulator.hasWaiters) {
+        this.#seal(accumulator)
+        this.#pump(accumulator)
+      }
+    }
+  }
+
+  #takeParked(lane: Lane): Parked | undefined {
+    const record = lane.parked.shift()
+    if (record === undefined) return undefined
+    this.#parkedBytes -= record.bytes
+    this.#parkedRecords--
+    return record
+  }
+
+  #failParked(lane: Lane, error: MillraceError): void {
+    for (let record = this.#takeParked(lane); record !== undefined;) {
+      this.#failRecord(record, error)
+      record = this.#takeParked(lane)
+    }
+    this.#afterRelease()
+  }
+
+  #failRecord(record: Parked, error: MillraceError): void {
+    if (record.resolve === undefined) this.#postFailed(error, 1)
+    else record.resolve(Promise.reject(error))
+    for (const waiter of record.waiters ?? []) waiter.settled()
+  }
+
+  // ── housekeeping ────────────────────────────────────────────────────────────────────────────────────────────
+
+  /** There is something to do again. */
+  #woke(): void {
+    this.#letProcessEnd ??= holdProcess()
+    if (this.#cancelExpiry === undefined) this.#scheduleExpiry()
+  }
+
+  #afterRelease(): void {
+    if (this.#parkedRecords > 0 && this.#buffered < this.#settings.bufferBytes) {
+      for (const lane of this.#lanes.values()) {
+        if (lane.parked.length > 0) this.#unpark(lane)
+      }
+    }
+    if (this.#readyWaiters.length > 0 && this.#hasRoom) this.#wakeReady()
+    if (this.#buffered === 0 && this.#parkedRecords === 0) {
+      this.#letProcessEnd?.()
+      this.#letProcessEnd = undefined
+      this.#cancelExpiry?.()
+      this.#cancelExpiry = undefined
+    }
+  }
+
+  #wakeReady(): void {
+    const waiters = this.#readyWaiters
+    this.#readyWaiters = []
+    for (const wake of waiters) wake()
+  }
+
+  #scheduleExpiry(): void {
+    const everyMs = Math.max(1, Math.min(EXPIRY_CHECK_MS, this.#settings.deliveryTimeoutMs / 4))
+    this.#cancelExpiry = this.#clock.schedule(everyMs, () => {
+      this.#scheduleExpiry()
+      this.#expire()
+    })
+  }
+
+  #expire(): void {
+    const { deliveryTimeoutMs } = this.#settings
+    const deadlineMs = this.#clock.monotonicMs() - deliveryTimeoutMs
+    for (const lane of this.#lanes.values()) {
+      const makeError = (): MillraceError =>
+        new MillraceError(
+          'APPEND_TIMEOUT',
+          `a record for ${lane.topic} was not answered within ${deliveryTimeoutMs} ms`,
+          { topic: lane.topic, timeoutMs: deliveryTimeoutMs },
+        )
+      for (const accumulator of lane.accumulators) {
+        if (accumulator.isEmpty) continue
+        accumulator.expire(deadlineMs, makeError)
+        if (accumulator.isHalted && accumulator.isQuiesced) this.#recover(accumulator, undefined)
+      }
+      for (let first = lane.parked.peek(); first !== undefined; first = lane.parked.peek()) {
+        if (first.createdMs > deadlineMs) break
+        this.#takeParked(lane)
+        this.#failRecord(first, makeError())
+      }
+    }
+    this.#afterRelease()
+  }
+
+  #pause(delayMs: number, then: () => void): void {
+    const cancel = this.#clock.schedule(delayMs, () => {
+      this.#pauses.delete(cancel)
+      then()
+    })
+    this.#pauses.add(cancel)
+  }
+
+  #postFailed(error: MillraceError, records: number): void {
+    this.#firstPostError ??= error
+    this.#failedPosts += records
+    for (const listener of this.#listeners) listener(error)
+  }
+
+  async #close(): Promise<void> {
+    this.#isClosed = true
+    try {
+      await this.flush()
+    } finally {
+      this.#letGo()
+      this.#wakeReady()
+      this.#onClosed(this)
+    }
+  }
+
+  #letGo(): void {
+    this.#isOver = true
+    for (const link of this.#links.values()) link.close()
+    for (const cancel of this.#pauses) cancel()
+    this.#pauses.clear()
+    this.#cancelLinger?.()
+    this.#cancelLinger = undefined
+    this.#cancelExpiry?.()
+    this.#cancelExpiry = undefined
+    this.#letProcessEnd?.()
+    this.#letProcessEnd = undefined
+  }
+}
+
+function toSettings(options: ProducerOptions): Settings {
+  const acks = options.acks ?? 'durable'
+  if (acks === 'none' && options.idempotent === true) {
+    throw new MillraceError(
+      'INVALID_REQUEST',
+      'acks none cannot be idempotent: nothing is answered, so nothing is sent again',
+      { field: 'idempotent' },
+    )
+  }
+  const compression = options.compression ?? 'none'
+  if (!isCompressionAvailable(compression)) {
+    throw new MillraceError(
+      'UNSUPPORTED_CODEC',
+      `${compression} compression is not available in this process`,
+      { compression },
+    )
+  }
+  return {
+    acks,
+    idempotent: acks !== 'none' && (options.idempotent ?? true),
+    compression,
+    lingerMs: bounded('lingerMs', options.lingerMs ?? 5, 0, 60_000),
+    batchBytes: bounded('batchBytes', options.batchBytes ?? 256 * KIB, KIB, 8 * MIB),
+    maxInFlight: bounded('maxInFlight', options.maxInFlight ?? 5, 1, 5),
+    bufferBytes: bounded('bufferBytes', options.bufferBytes ?? 32 * MIB, KIB, 2 ** 40),
+    deliveryTimeoutMs: bounded(
+      'deliveryTimeoutMs',
+      options.deliveryTimeoutMs ?? 120_000,
+      1,
+      2 ** 40,
+    ),
+    partitioner: options.partitioner,
+  }
+}
+
+function bounded(field: string, value: number, least: number, most: number): number {
+  if (value >= least && value <= most) return value // False for NaN.
+  throw new MillraceError(
+    'INVALID_REQUEST',
+    `${field} is ${value}: it must lie in [${least}, ${most}]`,
+    { field, actual: value },
+  )
+}
+
+function encoderOf<T>(codec: Codec<T>): (value: unknown) => Uint8Array | string {
+  // The topic's type ties its codecs to the values that `send` takes for it.
+  const encode = findTextEncoder(codec) ?? ((value: T) => codec.encode(value))
+  return encode as (value: unknown) => Uint8Array | string
+}
+
+const NO_BYTES: Uint8Array = new Uint8Array(0)
+
+function encodeHeaders(headers: Headers): RecordHeader[] | undefined {
+  const encoded: RecordHeader[] = []
+  for (const key of Object.keys(headers)) {
+    const value = headers[key]
+    const bytes = typeof value === 'string' ? Buffer.from(value, 'utf8') : (value ?? NO_BYTES)
+    encoded.push({ key, value: bytes })
+  }
+  return encoded.length === 0 ? undefined : encoded
+}
+
+function byteLength(value: Encoded): number {
+  if (value === undefined) return 0
+  return typeof value === 'string' ? Buffer.byteLength(value) : value.length
+}
+
+function checkSize(
+  lane: Lane,
+  key: Encoded,
+  value: Encoded,
+  headers: readonly RecordHeader[] | undefined,
+): void {
+  const limit = lane.route?.maxBatchBytes ?? 0
+  let actual = BATCH_HEADER_BYTES + RECORD_OVERHEAD_BYTES + byteLength(key) + byteLength(value)
+  for (const header of headers ?? []) {
+    actual += Buffer.byteLength(header.key) + (header.value?.length ?? 0) + 10
+  }
+  if (limit === 0 || actual <= limit) return
+  throw new MillraceError(
+    'RECORD_TOO_LARGE',
+    `a record of ${actual} bytes, its batch's header included, does not fit into ${lane.topic}, whose limit is ${limit} (max.message.bytes)`,
+    { topic: lane.topic, actual, limit },
+  )
+}
+
+function noPartition(lane: Lane, partition: number): MillraceError {
+  const partitions = lane.accumulators.length
+  const isIndex = Number.isInteger(partition) && partition >= 0
+  return new MillraceError(
+    isIndex ? 'UNKNOWN_PARTITION' : 'INVALID_PARTITION',
+    `${lane.topic} has no partition ${partition}: it has ${partitions}, counted from 0`,
+    { topic: lane.topic, partition, partitions },
+  )
+}
+
+function toSendError(error: unknown, topic: string): MillraceError {
+  if (error instanceof BrokerError) return toMillraceError(error)
+  const message = error instanceof Error ? error.message : String(error)
+  return new MillraceError(
+    'INVALID_RECORD',
+    `a record for ${topic} could not be encoded: ${message}`,
+    { topic },
+    error,
+  )
+}
+
+function copyOf(value: Encoded): Encoded {
+  return typeof value === 'string' ? value : copyBytes(value)
+}
+
+function copyBytes(value: Uint8Array | undefined): Uint8Array | undefined {
+  return value === undefined ? undefined : Uint8Array.from(value)
+}
+
+/** Waits for `promise`, or rejects with the signal's reason. */
+function abortable(promise: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
+  if (signal === undefined) return promise
+  return new Promise((resolve, reject) => {
+    const abort = (): void => {
+      reject(
+        signal.reason instanceof Error
+          ? signal.reason
+          : new MillraceError('CANCELLED_BY_CLIENT', 'aborted', {}, signal.reason),
+      )
+    }
+    if (signal.aborted) {
+      abort()
+      return
+    }
+    signal.addEventListener('abort', abort, { once: true })
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
+  })
+}

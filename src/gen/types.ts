@@ -1,0 +1,500 @@
+// Made from proto/ by scripts/gen.mjs. Not to be edited: change proto/ and run `npm run gen`.
+// What proto-loader hands out with longs as numbers, enums as names and defaults set: fields are there, but `optional` ones may be
+// absent and messages may be null. An enum value that this version does not know arrives as its number, whatever the type says.
+
+export type HealthCheckResponseServingStatus =
+  | 'UNKNOWN'
+  | 'SERVING'
+  | 'NOT_SERVING'
+  | 'SERVICE_UNKNOWN'
+
+export type Reason =
+  | 'REASON_UNSPECIFIED'
+  | 'INVALID_REQUEST'
+  | 'INVALID_TOPIC_NAME'
+  | 'INVALID_CONFIG'
+  | 'IMMUTABLE_CONFIG'
+  | 'INVALID_PARTITION'
+  | 'INVALID_POSITION'
+  | 'INVALID_RECORD'
+  | 'INVALID_TIMESTAMP'
+  | 'UNSUPPORTED_CODEC'
+  | 'RECORD_TOO_LARGE'
+  | 'BATCH_TOO_LARGE'
+  | 'EMPTY_BATCH'
+  | 'DECOMPRESSED_TOO_LARGE'
+  | 'CORRUPT_BATCH'
+  | 'OFFSET_OUT_OF_RANGE'
+  | 'UNKNOWN_TOPIC'
+  | 'UNKNOWN_TOPIC_ID'
+  | 'UNKNOWN_PARTITION'
+  | 'UNKNOWN_PRODUCER'
+  | 'TOPIC_EXISTS'
+  | 'TOPIC_INTERNAL'
+  | 'WRONG_EXPECTED_OFFSET'
+  | 'PRODUCER_FENCED'
+  | 'OUT_OF_ORDER_SEQUENCE'
+  | 'QUOTA_EXCEEDED'
+  | 'STORAGE_FULL'
+  | 'TOO_MANY_TOPICS'
+  | 'TOO_MANY_OPEN_FILES'
+  | 'NOT_LEADER'
+  | 'LOADING'
+  | 'BROKER_DRAINING'
+  | 'READ_ONLY'
+  | 'UNREACHABLE'
+  | 'FLUSH_FAILED'
+  | 'REQUEST_TIMEOUT'
+  | 'APPEND_TIMEOUT'
+  | 'CANCELLED_BY_CLIENT'
+  | 'SEGMENT_QUARANTINED'
+  | 'CORRUPT_INDEX'
+  | 'STORAGE_ERROR'
+  | 'INTERNAL_ERROR'
+  | 'UNSUPPORTED_FEATURE'
+  | 'PERMISSION_DENIED'
+  | 'UNAUTHENTICATED'
+  | 'DIRECTORY_IN_USE'
+  | 'DIRECTORY_UNUSABLE'
+  | 'UNSUPPORTED_FORMAT'
+  | 'ADDRESS_IN_USE'
+  | 'CLOSED'
+
+export type Acks =
+  | 'ACKS_UNSPECIFIED'
+  | 'ACKS_NONE'
+  | 'ACKS_WRITTEN'
+  | 'ACKS_DURABLE'
+
+export type Compression =
+  | 'COMPRESSION_NONE'
+  | 'COMPRESSION_GZIP'
+  | 'COMPRESSION_LZ4'
+  | 'COMPRESSION_ZSTD'
+
+export type StartAt =
+  | 'START_AT_OFFSET'
+  | 'START_AT_EARLIEST'
+  | 'START_AT_LATEST'
+  | 'START_AT_TIMESTAMP'
+
+export const HEALTH_CHECK_RESPONSE_SERVING_STATUS_NUMBERS: { readonly [name in HealthCheckResponseServingStatus]: number } = {
+  UNKNOWN: 0,
+  SERVING: 1,
+  NOT_SERVING: 2,
+  SERVICE_UNKNOWN: 3,
+}
+
+export const REASON_NUMBERS: { readonly [name in Reason]: number } = {
+  REASON_UNSPECIFIED: 0,
+  INVALID_REQUEST: 1,
+  INVALID_TOPIC_NAME: 2,
+  INVALID_CONFIG: 3,
+  IMMUTABLE_CONFIG: 4,
+  INVALID_PARTITION: 5,
+  INVALID_POSITION: 6,
+  INVALID_RECORD: 7,
+  INVALID_TIMESTAMP: 8,
+  UNSUPPORTED_CODEC: 9,
+  RECORD_TOO_LARGE: 10,
+  BATCH_TOO_LARGE: 11,
+  EMPTY_BATCH: 12,
+  DECOMPRESSED_TOO_LARGE: 13,
+  CORRUPT_BATCH: 14,
+  OFFSET_OUT_OF_RANGE: 15,
+  UNKNOWN_TOPIC: 16,
+  UNKNOWN_TOPIC_ID: 17,
+  UNKNOWN_PARTITION: 18,
+  UNKNOWN_PRODUCER: 19,
+  TOPIC_EXISTS: 20,
+  TOPIC_INTERNAL: 21,
+  WRONG_EXPECTED_OFFSET: 22,
+  PRODUCER_FENCED: 23,
+  OUT_OF_ORDER_SEQUENCE: 24,
+  QUOTA_EXCEEDED: 25,
+  STORAGE_FULL: 26,
+  TOO_MANY_TOPICS: 27,
+  TOO_MANY_OPEN_FILES: 28,
+  NOT_LEADER: 29,
+  LOADING: 30,
+  BROKER_DRAINING: 31,
+  READ_ONLY: 32,
+  UNREACHABLE: 33,
+  FLUSH_FAILED: 34,
+  REQUEST_TIMEOUT: 35,
+  APPEND_TIMEOUT: 36,
+  CANCELLED_BY_CLIENT: 37,
+  SEGMENT_QUARANTINED: 38,
+  CORRUPT_INDEX: 39,
+  STORAGE_ERROR: 40,
+  INTERNAL_ERROR: 41,
+  UNSUPPORTED_FEATURE: 42,
+  PERMISSION_DENIED: 43,
+  UNAUTHENTICATED: 44,
+  DIRECTORY_IN_USE: 45,
+  DIRECTORY_UNUSABLE: 46,
+  UNSUPPORTED_FORMAT: 47,
+  ADDRESS_IN_USE: 48,
+  CLOSED: 49,
+}
+
+export const ACKS_NUMBERS: { readonly [name in Acks]: number } = {
+  ACKS_UNSPECIFIED: 0,
+  ACKS_NONE: 1,
+  ACKS_WRITTEN: 2,
+  ACKS_DURABLE: 3,
+}
+
+export const COMPRESSION_NUMBERS: { readonly [name in Compression]: number } = {
+  COMPRESSION_NONE: 0,
+  COMPRESSION_GZIP: 1,
+  COMPRESSION_LZ4: 2,
+  COMPRESSION_ZSTD: 3,
+}
+
+export const START_AT_NUMBERS: { readonly [name in StartAt]: number } = {
+  START_AT_OFFSET: 0,
+  START_AT_EARLIEST: 1,
+  START_AT_LATEST: 2,
+  START_AT_TIMESTAMP: 3,
+}
+
+export interface HealthCheckRequest {
+  service: string
+}
+
+export interface HealthCheckResponse {
+  status: HealthCheckResponseServingStatus
+}
+
+export interface MetadataRequest {
+  topics: string[]
+  allTopics: boolean
+}
+
+export interface MetadataResponse {
+  clusterId: string
+  mapVersion: number
+  brokers: BrokerAddress[]
+  topics: TopicMetadata[]
+}
+
+export interface BrokerAddress {
+  brokerId: number
+  host: string
+  port: number
+}
+
+export interface TopicMetadata {
+  topic: string
+  topicId: string
+  partitions: PartitionMetadata[]
+  error: string
+  errorMessage: string
+  nearest: string[]
+  maxBatchBytes: number
+}
+
+export interface PartitionMetadata {
+  partition: number
+  leader: number
+  leaderEpoch: number
+}
+
+export type DescribeBrokerRequest = { [name: string]: never }
+
+export interface DescribeBrokerResponse {
+  version: string
+  clusterId: string
+  brokerId: number
+  incarnation: number
+  startedMs: number
+  nodeVersion: string
+  lz4: string
+  crc32c: string
+  zstd: boolean
+  topics: number
+  partitions: number
+  storageFull: boolean
+  freeBytes: number
+  rssBytes: number
+}
+
+export interface ErrorDetail {
+  reason: Reason
+  message: string
+  action: string
+  retryable: boolean
+  noSideEffects: boolean
+  retryAfterMs: number
+  facts: ErrorFact[]
+  traceId: string
+}
+
+export interface ErrorFact {
+  name: string
+  value: string
+}
+
+export interface Header {
+  key: string
+  value: Buffer
+}
+
+export interface NewRecord {
+  key?: Buffer
+  value?: Buffer
+  headers: Header[]
+  timestampMs?: number
+}
+
+export interface ProduceRequest {
+  topic: string
+  partition?: number
+  acks: Acks
+  batch: Buffer
+  records: NewRecord[]
+  compression: Compression
+  expectedOffset?: number
+  topicId: string
+  correlationId: number
+}
+
+export interface ProduceResponse {
+  results: ProduceResult[]
+}
+
+export interface ProduceResult {
+  correlationId: number
+  partition: number
+  baseOffset: number
+  endOffset: number
+  appendTimeMs?: number
+  duplicate: boolean
+  acks: Acks
+  leaderEpoch: number
+  highWatermark: number
+  error: ErrorDetail | null
+}
+
+export interface FetchRequest {
+  partitions: FetchPartition[]
+  follow: boolean
+  maxBytes: number
+  plainRecords: boolean
+  maxWaitMs: number
+  minBytes: number
+}
+
+export interface FetchPartition {
+  topic: string
+  partition: number
+  startAt: StartAt
+  offset: number
+  timestampMs: number
+  endOffset?: number
+  clamp: boolean
+  topicId: string
+  leaderEpoch: number
+}
+
+export interface FetchResponse {
+  index: number
+  batches: Buffer
+  records: Record[]
+  nextOffset: number
+  highWatermark: number
+  logStartOffset: number
+  leaderEpoch: number
+  end: boolean
+  error: ErrorDetail | null
+  skippedFrom: number
+  skippedTo: number
+}
+
+export interface Record {
+  offset: number
+  timestampMs: number
+  key?: Buffer
+  value?: Buffer
+  headers: Header[]
+}
+
+export interface ListOffsetsRequest {
+  topic: string
+  partitions: number[]
+  at: StartAt
+  timestampMs: number
+}
+
+export interface ListOffsetsResponse {
+  offsets: PartitionOffset[]
+}
+
+export interface PartitionOffset {
+  partition: number
+  offset: number
+  timestampMs?: number
+  logStartOffset: number
+  highWatermark: number
+  logEndOffset: number
+  leaderEpoch: number
+  error: ErrorDetail | null
+}
+
+export interface InitProducerRequest {
+  producerId: number
+  producerEpoch: number
+}
+
+export interface InitProducerResponse {
+  producerId: number
+  producerEpoch: number
+}
+
+export interface ConfigEntry {
+  name: string
+  value: string
+}
+
+export interface CreateTopicRequest {
+  topic: string
+  partitions: number
+  config: ConfigEntry[]
+  ifNotExists: boolean
+  validateOnly: boolean
+}
+
+export interface CreateTopicResponse {
+  created: boolean
+  topicId: string
+  partitions: number
+}
+
+export interface DeleteTopicRequest {
+  topic: string
+}
+
+export interface DeleteTopicResponse {
+  topicId: string
+}
+
+export interface ListTopicsRequest {
+  internal: boolean
+  sizes: boolean
+}
+
+export interface ListTopicsResponse {
+  topics: TopicSummary[]
+}
+
+export interface TopicSummary {
+  topic: string
+  topicId: string
+  partitions: number
+  bytes: number
+  records: number
+}
+
+export interface DescribeTopicRequest {
+  topic: string
+}
+
+export interface DescribeTopicResponse {
+  topic: string
+  topicId: string
+  createdMs: number
+  partitions: PartitionDescription[]
+  config: ConfigDescription[]
+}
+
+export interface PartitionDescription {
+  partition: number
+  logStartOffset: number
+  highWatermark: number
+  logEndOffset: number
+  bytes: number
+  segments: number
+  leaderEpoch: number
+  damaged: OffsetRange[]
+}
+
+export interface OffsetRange {
+  start: number
+  end: number
+}
+
+export interface ConfigDescription {
+  name: string
+  value: string
+  overridden: boolean
+  description: string
+  allowed: string
+}
+
+export interface AlterTopicRequest {
+  topic: string
+  set: ConfigEntry[]
+  clear: string[]
+  validateOnly: boolean
+}
+
+export interface AlterTopicResponse {
+  config: ConfigDescription[]
+}
+
+export interface AddPartitionsRequest {
+  topic: string
+  total: number
+}
+
+export interface AddPartitionsResponse {
+  partitions: number
+}
+
+export interface DeleteRecordsRequest {
+  topic: string
+  partitions: DeleteRecordsPartition[]
+}
+
+export interface DeleteRecordsPartition {
+  partition: number
+  beforeOffset: number
+}
+
+export interface DeleteRecordsResponse {
+  partitions: DeletedRecords[]
+}
+
+export interface DeletedRecords {
+  partition: number
+  logStartOffset: number
+}
+
+export interface HealthMethods {
+  Check: { request: HealthCheckRequest; response: HealthCheckResponse }
+  Watch: { request: HealthCheckRequest; response: HealthCheckResponse }
+}
+
+export interface ClusterServiceMethods {
+  Metadata: { request: MetadataRequest; response: MetadataResponse }
+  DescribeBroker: { request: DescribeBrokerRequest; response: DescribeBrokerResponse }
+}
+
+export interface LogServiceMethods {
+  Produce: { request: ProduceRequest; response: ProduceResponse }
+  Append: { request: ProduceRequest; response: ProduceResult }
+  Fetch: { request: FetchRequest; response: FetchResponse }
+  ListOffsets: { request: ListOffsetsRequest; response: ListOffsetsResponse }
+  InitProducer: { request: InitProducerRequest; response: InitProducerResponse }
+}
+
+export interface TopicServiceMethods {
+  CreateTopic: { request: CreateTopicRequest; response: CreateTopicResponse }
+  DeleteTopic: { request: DeleteTopicRequest; response: DeleteTopicResponse }
+  ListTopics: { request: ListTopicsRequest; response: ListTopicsResponse }
+  DescribeTopic: { request: DescribeTopicRequest; response: DescribeTopicResponse }
+  AlterTopic: { request: AlterTopicRequest; response: AlterTopicResponse }
+  AddPartitions: { request: AddPartitionsRequest; response: AddPartitionsResponse }
+  DeleteRecords: { request: DeleteRecordsRequest; response: DeleteRecordsResponse }
+}

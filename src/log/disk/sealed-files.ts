@@ -1,0 +1,172 @@
+import { BrokerError, findSystemCode } from '../../common/errors.ts'
+import type { File, FileSystem } from '../../fs/file-system.ts'
+import type { OffsetIndex } from '../../segment/offset-index.ts'
+import type { TimeIndex } from '../../segment/time-index.ts'
+
+export interface SegmentIndexes {
+  readonly offsets: OffsetIndex
+  readonly times: TimeIndex
+}
+
+interface Entry {
+  readonly path: string
+  file: Promise<File> | undefined
+  indexes: SegmentIndexes | undefined
+  users: number
+  /** Closed as soon as nobody uses it. */
+  dropped: boolean
+}
+
+/**
+ * Descriptors and indexes of sealed segments, opened on demand, least recently used first out: one bound on descriptors and one on the
+ * bytes of indexes for the whole broker.
+ */
+export class SealedFiles {
+  readonly #fs: FileSystem
+  readonly #maxFiles: number
+  readonly #maxIndexBytes: number
+  /** In order of last use. */
+  readonly #entries = new Map<string, Entry>()
+  #openFiles = 0
+  #indexBytes = 0
+
+  constructor(fs: FileSystem, maxFiles: number, maxIndexBytes: number) {
+    this.#fs = fs
+    this.#maxFiles = maxFiles
+    this.#maxIndexBytes = maxIndexBytes
+  }
+
+  get openFiles(): number {
+    return this.#openFiles
+  }
+
+  /**
+   * Runs `work` with the file open.
+   * @throws BrokerError TOO_MANY_OPEN_FILES when no descriptor is to be had, even after closing idle ones; else the system error
+   */
+  async use<T>(path: string, work: (file: File) => Promise<T>): Promise<T> {
+    const entry = this.#touch(path)
+    entry.users++
+    try {
+      entry.file ??= this.#open(path)
+      return await work(await entry.file)
+    } catch (error) {
+      if (entry.file !== undefined && (await isRejected(entry.file))) entry.file = undefined
+      throw error
+    } finally {
+      entry.users--
+      if (entry.dropped && entry.users === 0) await this.#close(entry)
+      else if (this.#openFiles > this.#maxFiles) {
+        await this.#closeIdle(this.#openFiles - this.#maxFiles)
+      }
+    }
+  }
+
+  /** The indexes of the segment, read by `load` unless they are in memory. */
+  async indexes(path: string, load: () => Promise<SegmentIndexes>): Promise<SegmentIndexes> {
+    const entry = this.#touch(path)
+    if (entry.indexes !== undefined) return entry.indexes
+    const indexes = await load()
+    this.setIndexes(path, indexes)
+    return indexes
+  }
+
+  setIndexes(path: string, indexes: SegmentIndexes): void {
+    const entry = this.#touch(path)
+    this.#indexBytes += bytesOf(indexes) - bytesOf(entry.indexes)
+    entry.indexes = indexes
+    for (const other of this.#entries.values()) {
+      if (this.#indexBytes <= this.#maxIndexBytes) break
+      if (other === entry) continue
+      this.#indexBytes -= bytesOf(other.indexes)
+      other.indexes = undefined
+    }
+  }
+
+  /** Lets go of a segment that is being deleted. Readers that are in it finish first. */
+  async drop(path: string): Promise<void> {
+    const entry = this.#entries.get(path)
+    if (entry === undefined) return
+    this.#indexBytes -= bytesOf(entry.indexes)
+    entry.indexes = undefined
+    entry.dropped = true
+    this.#entries.delete(path)
+    if (entry.users === 0) await this.#close(entry)
+  }
+
+  async close(): Promise<void> {
+    const entries = [...this.#entries.values()]
+    this.#entries.clear()
+    for (const entry of entries) {
+      entry.dropped = true
+      if (entry.users === 0) await this.#close(entry)
+    }
+  }
+
+  #touch(path: string): Entry {
+    const entry = this.#entries.get(path) ?? {
+      path,
+      file: undefined,
+      indexes: undefined,
+      users: 0,
+      dropped: false,
+    }
+    this.#entries.delete(path)
+    this.#entries.set(path, entry)
+    return entry
+  }
+
+  async #open(path: string): Promise<File> {
+    for (let isRetry = false; ; isRetry = true) {
+      try {
+        const file = await this.#fs.open(path, 'read')
+        this.#openFiles++
+        return file
+      } catch (error) {
+        const code = findSystemCode(error)
+        if (code !== 'EMFILE' && code !== 'ENFILE') throw error
+        if (isRetry) {
+          throw new BrokerError(
+            'TOO_MANY_OPEN_FILES',
+            'the process has no file descriptor left: raise its limit (ulimit -n), or read fewer old segments at once',
+            {},
+            error,
+          )
+        }
+        await this.#closeIdle(Math.ceil(this.#openFiles / 2))
+      }
+    }
+  }
+
+  async #closeIdle(most: number): Promise<void> {
+    let left = most
+    for (const entry of this.#entries.values()) {
+      if (left === 0) return
+      if (entry.users > 0 || entry.file === undefined) continue
+      left--
+      await this.#close(entry)
+    }
+  }
+
+  async #close(entry: Entry): Promise<void> {
+    const opening = entry.file
+    if (opening === undefined) return
+    entry.file = undefined
+    const file = await opening
+    this.#openFiles--
+    await file.close()
+  }
+}
+
+function bytesOf(indexes: SegmentIndexes | undefined): number {
+  return indexes === undefined ? 0 : indexes.offsets.sizeBytes + indexes.times.sizeBytes
+}
+
+async function isRejected(promise: Promise<unknown>): Promise<boolean> {
+  try {
+    await promise
+    return false
+  } catch {
+    return true // The caller has this very error already.
+  }
+}

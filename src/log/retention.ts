@@ -1,0 +1,54 @@
+import type { Offset } from '../common/offset.ts'
+import type { LogConfig } from './log-config.ts'
+
+/** What retention must know of a segment. Segments are contiguous but for gaps that compaction left. */
+export interface SegmentFacts {
+  readonly baseOffset: Offset
+  /** One past its last record; `baseOffset` when it is empty. */
+  readonly endOffset: Offset
+  readonly sizeBytes: number
+  /** The largest record timestamp in it; negative when no record has one. */
+  readonly maxTimestampMs: number
+  /** The segment that appends go to. It is never given up. */
+  readonly active: boolean
+}
+
+/**
+ * The new log start that time, bytes and records call for: whichever goes furthest. Always the start of a segment, or
+ * `logStartOffset` when nothing is to go; never past the start of the active segment (an engine rolls an active segment
+ * that is itself past `retentionMs` before it asks). `segments` are in order of their offsets. O(segments).
+ *
+ * By time, a segment goes when its newest record is older than `retentionMs` and every segment before it goes too. A timestamp
+ * in the future counts as now (CONTRACT §2.3). A segment without any timestamps goes with the next one that has them.
+ * By bytes and records, a segment goes while what remains without it still reaches the limit, as in Kafka: the limit says how
+ * much is certainly kept, so that a limit of one segment's size never empties the log at a roll.
+ */
+export function findRetentionStart(
+  segments: readonly SegmentFacts[],
+  logStartOffset: Offset,
+  config: LogConfig,
+  nowMs: number,
+): Offset {
+  let bytes = 0
+  let logEndOffset: number = logStartOffset
+  for (const segment of segments) {
+    // What lies below the log start is gone already, though its bytes may wait for their grace to end.
+    if (segment.active || segment.endOffset > logStartOffset) bytes += segment.sizeBytes
+    if (segment.endOffset > logEndOffset) logEndOffset = segment.endOffset
+  }
+  let start = logStartOffset
+  let expiring = true
+  for (const segment of segments) {
+    if (segment.active) break
+    if (segment.endOffset <= logStartOffset) continue
+    bytes -= segment.sizeBytes
+    const isStamped = segment.maxTimestampMs >= 0
+    const isOld = nowMs - Math.min(segment.maxTimestampMs, nowMs) > config.retentionMs
+    if (isStamped && !isOld) expiring = false
+    const isTooMuch =
+      bytes >= config.retentionBytes || logEndOffset - segment.endOffset >= config.retentionRecords
+    if (isTooMuch || (expiring && isStamped)) start = segment.endOffset
+    else if (!expiring) break
+  }
+  return start
+}

@@ -1,0 +1,40 @@
+import { toOffset } from '../common/offset.ts'
+import type { Offset } from '../common/offset.ts'
+import {
+  isAppendTime,
+  readBaseOffset,
+  readBaseTimestamp,
+  readCompression,
+  readEndOffset,
+  readMaxTimestamp,
+} from '../record/batch-header.ts'
+import { RecordCursor } from '../record/record-cursor.ts'
+import type { TimestampedOffset } from './partition-log.ts'
+
+/**
+ * The first record of the batch at `at`, from offset `from` on, whose timestamp is at or after `timestampMs`; undefined when there is none.
+ * A compressed batch answers its first record instead, so that a lookup never decompresses: reading from there misses nothing.
+ */
+export function findRecordByTimestamp(
+  bytes: Uint8Array,
+  at: number,
+  timestampMs: number,
+  from: Offset,
+): TimestampedOffset | undefined {
+  const maxTimestampMs = readMaxTimestamp(bytes, at)
+  if (maxTimestampMs < timestampMs || readEndOffset(bytes, at) <= from) return undefined
+  const first = toOffset(Math.max(readBaseOffset(bytes, at), from))
+  // The append time is that of every record in the batch.
+  if (isAppendTime(bytes, at)) return { offset: first, timestampMs: maxTimestampMs }
+  if (readCompression(bytes, at) !== 'none') {
+    return { offset: first, timestampMs: readBaseTimestamp(bytes, at) }
+  }
+  const cursor = new RecordCursor()
+  cursor.reset(bytes, at)
+  while (cursor.next()) {
+    if (cursor.offset >= from && cursor.timestampMs >= timestampMs) {
+      return { offset: toOffset(cursor.offset), timestampMs: cursor.timestampMs }
+    }
+  }
+  return undefined
+}

@@ -1,0 +1,275 @@
+import { describe, expect, it } from 'vitest'
+import { BrokerError } from '../../src/common/errors.ts'
+import { toOffset } from '../../src/common/offset.ts'
+import { SeededRandom } from '../../src/common/random.ts'
+import { HOUR_MS, KIB } from '../../src/common/units.ts'
+import { MemoryStore } from '../../src/log/memory/memory-store.ts'
+import type { PartitionId } from '../../src/log/partition-log.ts'
+import { stampProducer } from '../../src/record/batch-header.ts'
+import { BatchBuilder } from '../../src/record/batch-builder.ts'
+import { Partition, type PartitionOptions } from '../../src/topic/partition.ts'
+import { resolveConfig, toLogConfig, type TopicOverrides } from '../../src/topic/topic-config.ts'
+import { aBatch, BATCH_TIME_MS, batchesOf } from '../support/batches.ts'
+import { FakeClock, settle } from '../support/fake-clock.ts'
+
+const ID: PartitionId = {
+  topic: 'orders',
+  partition: 3,
+  topicId: '11111111-1111-4111-8111-111111111111',
+}
+
+async function aPartition(
+  overrides: TopicOverrides = {},
+  options: Partial<PartitionOptions> & { durableDelayMs?: number } = {},
+): Promise<{ partition: Partition; clock: FakeClock; store: MemoryStore }> {
+  const { durableDelayMs = 0, ...others } = options
+  const clock = new FakeClock()
+  const store = new MemoryStore({ clock, random: new SeededRandom(1), durableDelayMs })
+  const config = resolveConfig(overrides)
+  const partition = new Partition({ id: ID, config, clock, ...others })
+  partition.attach(await store.open(ID, toLogConfig(config)))
+  return { partition, clock, store }
+}
+
+async function codeOf(promise: Promise<unknown>): Promise<string> {
+  return promise.then(
+    () => 'OK',
+    (error: unknown) => (error instanceof BrokerError ? error.code : String(error)),
+  )
+}
+
+function aControlBatch(): Uint8Array {
+  const builder = new BatchBuilder({ maxBytes: KIB })
+  builder.tryAppend('k', 'v', BATCH_TIME_MS)
+  builder.setControl()
+  return builder.finish()
+}
+
+describe('Partition.append', () => {
+  it('gives out dense offsets in the order of the calls, without waiting', async () => {
+    const { partition, clock } = await aPartition({}, { durableDelayMs: 300 })
+    const results = [2, 3, 1].map((records) => partition.append(aBatch({ records }), 'durable'))
+    expect(partition.logEndOffset).toBe(6)
+    expect(partition.highWatermark).toBe(0)
+    await clock.advance(300)
+    const done = await Promise.all(results)
+    expect(done.map((one) => [one.baseOffset, one.endOffset])).toEqual([
+      [0, 2],
+      [2, 5],
+      [5, 6],
+    ])
+  })
+
+  it('takes a batch of exactly the limit and refuses one byte more, with both numbers', async () => {
+    const batch = aBatch({ valueBytes: 2000 })
+    const fits = await aPartition({ maxMessageBytes: batch.length })
+    expect(await codeOf(fits.partition.append(batch, 'durable'))).toBe('OK')
+    const { partition } = await aPartition({ maxMessageBytes: batch.length - 1 })
+    const failure = partition.append(aBatch({ valueBytes: 2000 }), 'durable')
+    await expect(failure).rejects.toMatchObject({ code: 'BATCH_TOO_LARGE' })
+    await expect(failure).rejects.toThrow(`${batch.length}`)
+    await expect(failure).rejects.toThrow(`${batch.length - 1}`)
+    expect(partition.logEndOffset).toBe(0)
+  })
+
+  it('rejects, and does not throw, for bytes that are no batch', async () => {
+    const { partition } = await aPartition()
+    expect(await codeOf(partition.append(new Uint8Array(5), 'durable'))).toBe('CORRUPT_BATCH')
+    expect(await codeOf(partition.append(aBatch().fill(7, 30), 'durable'))).toBe('CORRUPT_BATCH')
+    expect(partition.logEndOffset).toBe(0)
+  })
+
+  it('refuses timestamps too far ahead, but not where the broker stamps its own', async () => {
+    const ahead = (): Uint8Array => aBatch({ timestampMs: BATCH_TIME_MS + HOUR_MS + 1 })
+    const create = await aPartition()
+    expect(await codeOf(create.partition.append(ahead(), 'durable'))).toBe('INVALID_TIMESTAMP')
+    await create.clock.advance(1)
+    expect(await codeOf(create.partition.append(ahead(), 'durable'))).toBe('OK')
+    const { partition } = await aPartition({ timestampType: 'append' })
+    const { appendTimeMs } = await partition.append(ahead(), 'durable')
+    expect(appendTimeMs).toBe(BATCH_TIME_MS)
+  })
+
+  it('keeps control batches to the broker', async () => {
+    const { partition } = await aPartition()
+    expect(await codeOf(partition.append(aControlBatch(), 'durable'))).not.toBe('OK')
+    const own = partition.append(aControlBatch(), 'durable', { allowControl: true })
+    expect(await codeOf(own)).toBe('OK')
+    expect(await codeOf(partition.append(aControlBatch(), 'durable'))).not.toBe('OK')
+  })
+
+  it('passes on the expected offset and the epoch', async () => {
+    const { partition } = await aPartition()
+    const expected = { expectedOffset: toOffset(4) }
+    expect(await codeOf(partition.append(aBatch(), 'durable', expected))).toBe(
+      'WRONG_EXPECTED_OFFSET',
+    )
+    expect(await codeOf(partition.append(aBatch(), 'durable', { leaderEpoch: 0 }))).toBe(
+      'NOT_LEADER',
+    )
+  })
+
+  it('answers a repeat with the original offset', async () => {
+    const { partition } = await aPartition()
+    const send = (): Promise<unknown> => {
+      const batch = aBatch({ records: 2 })
+      stampProducer(batch, 0, 77, 0, 0)
+      return partition.append(batch, 'durable')
+    }
+    await send()
+    expect(await send()).toMatchObject({ baseOffset: 0, endOffset: 2, duplicate: true })
+  })
+
+  it('tells its owner when space is low', async () => {
+    let told = 0
+    const { partition, store } = await aPartition({}, { onStorageFull: () => told++ })
+    store.storageFull = true
+    expect(await codeOf(partition.append(aBatch(), 'durable'))).toBe('STORAGE_FULL')
+    expect(told).toBe(1)
+  })
+
+  it('is refused with its reason where the partition is read-only, as is moving the log start', async () => {
+    const { partition } = await aPartition({}, { readOnly: 'the catalog is damaged' })
+    const append = partition.append(aBatch(), 'durable')
+    await expect(append).rejects.toMatchObject({ code: 'READ_ONLY' })
+    await expect(append).rejects.toThrow('orders-3 can only be read: the catalog is damaged')
+    expect(await codeOf(partition.advanceLogStart('end'))).toBe('READ_ONLY')
+    expect((await partition.read(toOffset(0), KIB)).chunks).toEqual([])
+  })
+})
+
+describe('Partition.read', () => {
+  it('shows what is durable, and with visibility=written what is written', async () => {
+    const durable = await aPartition({}, { durableDelayMs: 300 })
+    const written = await aPartition({ visibility: 'written' }, { durableDelayMs: 300 })
+    for (const [{ partition, clock }, visible] of [
+      [durable, 0],
+      [written, 2],
+    ] as const) {
+      const appended = partition.append(aBatch({ records: 2 }), 'durable')
+      await settle()
+      expect(partition.visibleEnd).toBe(visible)
+      const { chunks } = await partition.read(toOffset(0), KIB)
+      expect(batchesOf(chunks).at(-1)?.endOffset ?? 0).toBe(visible)
+      await clock.advance(300)
+      await appended
+      expect(partition.visibleEnd).toBe(2)
+    }
+  })
+
+  it('passes on what lies outside the log', async () => {
+    const { partition } = await aPartition()
+    expect(await codeOf(partition.read(toOffset(1), KIB))).toBe('OFFSET_OUT_OF_RANGE')
+  })
+})
+
+describe('Partition.waitForAppend', () => {
+  it('resolves at once when there is something, and else with the append', async () => {
+    const { partition, clock } = await aPartition({}, { durableDelayMs: 300 })
+    let woken = false
+    const wait = partition.waitForAppend(toOffset(0)).then(() => (woken = true))
+    const append = partition.append(aBatch(), 'durable')
+    await clock.advance(299)
+    expect([woken, partition.waiting]).toEqual([false, 1])
+    await clock.advance(1)
+    await Promise.all([wait, append])
+    await partition.waitForAppend(toOffset(0))
+    expect(partition.waiting).toBe(0)
+  })
+
+  it('resolves with the write where visibility=written, and when that is set meanwhile', async () => {
+    const { partition, clock } = await aPartition({}, { durableDelayMs: 300 })
+    const append = partition.append(aBatch(), 'durable')
+    await settle()
+    const wait = partition.waitForAppend(toOffset(0))
+    expect(partition.waiting).toBe(1)
+    partition.configure(resolveConfig({ visibility: 'written' }))
+    await wait
+    const next = partition.waitForAppend(toOffset(1))
+    const second = partition.append(aBatch(), 'durable')
+    await next
+    expect(partition.highWatermark).toBe(0)
+    await clock.advance(600)
+    await Promise.all([append, second])
+  })
+
+  it('resolves when the signal aborts', async () => {
+    const { partition } = await aPartition()
+    const controller = new AbortController()
+    const wait = partition.waitForAppend(toOffset(0), controller.signal)
+    controller.abort()
+    await wait
+    expect(partition.waiting).toBe(0)
+  })
+
+  it('wakes thousands at once', async () => {
+    const { partition } = await aPartition()
+    const waits = Array.from({ length: 5000 }, () => partition.waitForAppend(toOffset(0)))
+    expect(partition.waiting).toBe(5000)
+    await partition.append(aBatch(), 'durable')
+    await Promise.all(waits)
+  })
+})
+
+describe('the end of a partition', () => {
+  it('answers UNKNOWN_TOPIC once deleted: to waiters, to calls under way, to later ones', async () => {
+    const { partition, store } = await aPartition({}, { durableDelayMs: 300 })
+    const wait = codeOf(partition.waitForAppend(toOffset(0)))
+    partition.end()
+    await store.remove(ID)
+    expect(await wait).toBe('UNKNOWN_TOPIC')
+    expect(await codeOf(partition.append(aBatch(), 'durable'))).toBe('UNKNOWN_TOPIC')
+    expect(await codeOf(partition.read(toOffset(0), KIB))).toBe('UNKNOWN_TOPIC')
+    expect(await codeOf(partition.waitForAppend(toOffset(0)))).toBe('UNKNOWN_TOPIC')
+    expect(await codeOf(partition.stats())).toBe('UNKNOWN_TOPIC')
+    expect(await codeOf(partition.advanceLogStart('end'))).toBe('UNKNOWN_TOPIC')
+    expect(await codeOf(partition.findOffsetByTimestamp(0))).toBe('UNKNOWN_TOPIC')
+  })
+
+  it('turns the CLOSED of a call under way into UNKNOWN_TOPIC', async () => {
+    const { partition, store } = await aPartition()
+    const log = await store.open(ID, toLogConfig(resolveConfig({})))
+    log.failNextAppend(new BrokerError('CLOSED', 'closed under its feet'))
+    const append = codeOf(partition.append(aBatch(), 'durable'))
+    partition.end()
+    expect(await append).toBe('UNKNOWN_TOPIC')
+  })
+
+  it('finishes appends that are under way when it closes, wakes waiters, and is CLOSED then', async () => {
+    const { partition, clock } = await aPartition({}, { durableDelayMs: 300 })
+    const append = codeOf(partition.append(aBatch(), 'durable'))
+    const wait = partition.waitForAppend(toOffset(9))
+    const closed = partition.close()
+    await wait
+    await clock.advance(300)
+    await closed
+    expect(await append).toBe('OK')
+    expect(await codeOf(partition.append(aBatch(), 'durable'))).toBe('CLOSED')
+    expect(await codeOf(partition.waitForAppend(toOffset(0)))).toBe('CLOSED')
+    await partition.close()
+  })
+
+  it('is LOADING without a log, and whatever it is told after that', async () => {
+    const config = resolveConfig({})
+    const partition = new Partition({ id: ID, config, clock: new FakeClock() })
+    expect(partition.failure?.code).toBe('LOADING')
+    expect(await codeOf(partition.read(toOffset(0), KIB))).toBe('LOADING')
+    partition.fail(new BrokerError('STORAGE_ERROR', 'no such luck'))
+    expect(await codeOf(partition.append(aBatch(), 'durable'))).toBe('STORAGE_ERROR')
+    expect(await partition.applyRetention()).toBe(0)
+    await partition.close()
+    expect(partition.needsLog).toBe(false)
+  })
+})
+
+describe('Partition.advanceLogStart', () => {
+  it('moves up to an offset or the high watermark, never down', async () => {
+    const { partition } = await aPartition()
+    for (let i = 0; i < 5; i++) await partition.append(aBatch(), 'durable')
+    expect(await partition.advanceLogStart(toOffset(2))).toBe(2)
+    expect(await partition.advanceLogStart(toOffset(1))).toBe(2)
+    expect(await codeOf(partition.advanceLogStart(toOffset(6)))).toBe('OFFSET_OUT_OF_RANGE')
+    expect(await partition.advanceLogStart('end')).toBe(5)
+    expect(await codeOf(partition.read(toOffset(4), KIB))).toBe('OFFSET_OUT_OF_RANGE')
+  })
+})
