@@ -194,9 +194,7 @@ function enumOf(object) {
 
 function enumNumbersOf(object) {
   const rows = Object.entries(object.values).map(([name, number]) => `  ${name}: ${number},`)
-  const name = `${tsName(object)}_NUMBERS`
-    .replaceAll(/([a-z])([A-Z])/g, '$1_$2')
-    .toUpperCase()
+  const name = `${tsName(object)}_NUMBERS`.replaceAll(/([a-z])([A-Z])/g, '$1_$2').toUpperCase()
   // A mapped type, because a message of ours takes the name Record.
   const type = `{ readonly [name in ${tsName(object)}]: number }`
   return `export const ${name}: ${type} = {\n${rows.join('\n')}\n}`
@@ -215,7 +213,8 @@ function serviceOf(service) {
 
 // --------------------------------------------------------------------------------------------------------------------- output
 
-const banner = '// Made from proto/ by scripts/gen.mjs. Not to be edited: change proto/ and run `npm run gen`.'
+const banner =
+  '// Made from proto/ by scripts/gen.mjs. Not to be edited: change proto/ and run `npm run gen`.'
 const camelRoot = loadRoot(false)
 const plainRoot = loadRoot(true)
 const quote = (text) => `'${text.replaceAll('\\', '\\\\').replaceAll("'", "\\'")}'`
@@ -241,11 +240,11 @@ ${descriptors.join('\n')}
 // absent and messages may be null. An enum value that this version does not know arrives as its number, whatever the type says.
 
 ${[
-    ...collect(camelRoot, protobuf.Enum).map(enumOf),
-    ...collect(camelRoot, protobuf.Enum).map(enumNumbersOf),
-    ...collect(camelRoot, protobuf.Type).map(interfaceOf),
-    ...collect(camelRoot, protobuf.Service).map(serviceOf),
-  ].join('\n\n')}
+  ...collect(camelRoot, protobuf.Enum).map(enumOf),
+  ...collect(camelRoot, protobuf.Enum).map(enumNumbersOf),
+  ...collect(camelRoot, protobuf.Type).map(interfaceOf),
+  ...collect(camelRoot, protobuf.Service).map(serviceOf),
+].join('\n\n')}
 `,
 }
 

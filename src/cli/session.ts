@@ -7,6 +7,9 @@ export interface ServerOptions {
   readonly server?: string | undefined
 }
 
+/** The client's own ten seconds are for programs that may start before their broker; a person wants to know. */
+const PATIENCE_MS = 3_000
+
 /**
  * Runs `work` with a client, which is closed after it. `--server`, else MILLRACE_SERVER, else localhost:9292.
  * @throws MillraceError UNREACHABLE
@@ -15,7 +18,7 @@ export async function withClient<T>(
   io: CliIo,
   options: ServerOptions,
   work: (client: Client) => Promise<T>,
-  timeoutMs = 10_000,
+  timeoutMs: number = PATIENCE_MS,
 ): Promise<T> {
   const url = options.server ?? io.env['MILLRACE_SERVER']
   const client = await connect({

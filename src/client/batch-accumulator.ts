@@ -149,6 +149,8 @@ export class PendingBatch {
   isUncertain = false
   /** True when its records have been failed although its answer is still to come. */
   isAbandoned = false
+  /** True when one behind it is in the log, so that it must be there too: it is sent again only to learn its offset. */
+  isPinned = false
   /** Times it was sent. */
   attempts = 0
 
@@ -206,7 +208,7 @@ const IDENTITY_LOST: ReadonlySet<string> = new Set([
  * Order through failures: what must be sent again is held in `returned`, nothing new is sent until every batch under way has been
  * answered or lost, and then all go again in their old order. Sequences stay as they were, so that a batch that had arrived is recognised, unless
  * one before it is known to have failed for good: the ones behind it cannot have been taken (the broker wants sequences without gaps), and are
- * numbered anew from there. When the broker has lost track of us, or we of it, the accumulator asks for a new identity.
+ * numbered anew from there. One that failed although a later one got in had arrived before: it keeps its number. When the broker has lost track of us, or we of it, the accumulator asks for a new identity.
  */
 export class PartitionAccumulator {
   readonly topic: string
@@ -220,8 +222,10 @@ export class PartitionAccumulator {
   #returned: PendingBatch[] = []
   #identity: ProducerIdentity | undefined
   #nextSequence = 0
-  /** Where numbering goes on after a round of failures: the sequence of the first batch that failed. */
-  #resumeSequence: number | undefined
+  /** One past the last sequence that is known to be in the log: what the first batch that may not be there must have. */
+  #takenEnd = 0
+  /** True when a round of failures is under way. */
+  #isDisturbed = false
   #needsIdentity: boolean
 
   constructor(options: AccumulatorOptions, owner: AccumulatorOwner) {
@@ -278,7 +282,7 @@ export class PartitionAccumulator {
 
   /** True after a failure, until {@link resume}. Nothing new is sent meanwhile. */
   get isHalted(): boolean {
-    return this.#returned.length > 0 || this.#resumeSequence !== undefined
+    return this.#isDisturbed
   }
 
   /**
@@ -331,6 +335,10 @@ export class PartitionAccumulator {
   takeNext(): PendingBatch | undefined {
     if (this.#needsIdentity || this.isHalted) return undefined
     if (this.#inFlight.length >= this.#options.maxInFlight) return undefined
+    // The broker knows a repeat among the last five batches only: nothing may come between.
+    if (this.#inFlight.peek()?.isPinned === true && this.#ready.peek()?.isPinned !== true) {
+      return undefined
+    }
     const batch = this.#ready.shift()
     if (batch === undefined) return undefined
     batch.attempts++
@@ -343,13 +351,22 @@ export class PartitionAccumulator {
     invariant(this.#inFlight.length === 0, 'identities change only when nothing is under way')
     this.#identity = identity
     this.#needsIdentity = false
-    this.#resumeSequence = 0
+    this.#takenEnd = 0
+    this.#isDisturbed = true
     this.resume()
   }
 
   /** The batch was appended (or had been before). */
   succeeded(batch: PendingBatch, answer: BatchAnswer): void {
     this.#removeFirst(batch)
+    if (this.#options.idempotent && !batch.isPinned) {
+      this.#takenEnd = (batch.baseSequence + batch.count) & SEQUENCE_MASK
+      // It got in although ones before it failed: so they had arrived at an earlier try, and their numbers are taken.
+      for (const before of this.#returned) {
+        before.isPinned = true
+        before.isUncertain = true
+      }
+    }
     if (!batch.isAbandoned) batch.receipts?.succeed(answer)
     this.#leave(batch)
   }
@@ -358,12 +375,14 @@ export class PartitionAccumulator {
   failed(batch: PendingBatch, error: MillraceError): void {
     this.#removeFirst(batch)
     if (!this.#options.idempotent) {
-      if (error.retryable && error.noSideEffects && !batch.isAbandoned) this.#returned.push(batch)
-      else this.#settleFailed(batch, error)
+      if (error.retryable && error.noSideEffects && !batch.isAbandoned) {
+        this.#isDisturbed = true
+        this.#returned.push(batch)
+      } else this.#settleFailed(batch, error)
       return
     }
     const isFirst = !this.isHalted && !this.#needsIdentity
-    this.#resumeSequence ??= batch.baseSequence
+    this.#isDisturbed = true
     if (IDENTITY_LOST.has(error.code)) {
       // Behind another failure this is only its echo. On its own, it means that the broker has lost track.
       if (isFirst) this.#needsIdentity = true
@@ -376,8 +395,9 @@ export class PartitionAccumulator {
       this.#returned.push(batch)
       return
     }
-    // It may have taken its sequence or not: numbering cannot go on from it.
-    if (!error.noSideEffects) this.#needsIdentity = true
+    // It may have taken its sequence, now or at an earlier try: numbering cannot go on from it. Given to another batch, the broker would
+    // take that one for a repeat and drop it.
+    if (!error.noSideEffects || batch.isUncertain) this.#needsIdentity = true
     this.#settleFailed(batch, error)
   }
 
@@ -388,7 +408,7 @@ export class PartitionAccumulator {
       this.#settleFailed(batch, error)
       return
     }
-    this.#resumeSequence ??= batch.baseSequence
+    this.#isDisturbed = true
     if (batch.isAbandoned) {
       this.#needsIdentity = true
       this.#settleFailed(batch, error)
@@ -411,17 +431,16 @@ export class PartitionAccumulator {
       this.#ready = ready
       this.#returned = []
     }
+    this.#isDisturbed = false
     if (this.#needsIdentity) {
       this.#failUncertain()
-      this.#resumeSequence = undefined
       return
     }
     const identity = this.#identity
-    const resumeSequence = this.#resumeSequence
-    this.#resumeSequence = undefined
-    if (identity === undefined || resumeSequence === undefined) return
-    let sequence = resumeSequence
+    if (identity === undefined) return
+    let sequence = this.#takenEnd
     for (const batch of this.#ready) {
+      if (batch.isPinned) continue
       if (batch.identity !== identity || batch.baseSequence !== sequence) {
         batch.identity = identity
         batch.baseSequence = sequence
@@ -455,7 +474,7 @@ export class PartitionAccumulator {
     for (let batch = this.#ready.peek(); batch !== undefined; batch = this.#ready.peek()) {
       if (batch.createdMs > deadlineMs) return
       this.#ready.shift()
-      if (batch.identity !== undefined) this.#resumeSequence ??= batch.baseSequence
+      if (batch.identity !== undefined) this.#isDisturbed = true
       this.#drop(batch, makeError(batch.count))
     }
     if (this.#builder.count > 0 && this.#open.createdMs <= deadlineMs) this.seal()
@@ -472,7 +491,8 @@ export class PartitionAccumulator {
     const returned = this.#returned
     this.#returned = []
     for (const batch of returned) this.#settleFailed(batch, error)
-    this.#resumeSequence = undefined
+    this.#isDisturbed = false
+    this.#needsIdentity = this.#options.idempotent
   }
 
   /** Makes `waiter` wait for everything that is in here now. */
@@ -485,11 +505,6 @@ export class PartitionAccumulator {
     for (const batch of this.#returned) add(batch.waiters)
     for (const batch of this.#ready) add(batch.waiters)
     if (this.#builder.count > 0) add(this.#open.waiters)
-  }
-
-  /** Makes the open batch, to which a record has just been added, carry `waiters` that were waiting for that record. */
-  adoptWaiters(waiters: readonly FlushWaiter[]): void {
-    this.#open.waiters.push(...waiters)
   }
 
   #removeFirst(batch: PendingBatch): void {

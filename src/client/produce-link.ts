@@ -84,6 +84,26 @@ export class ProduceLink<A extends PartitionAccumulator> {
     }
   }
 
+  /**
+   * Ends the stream and waits until the broker has taken all that was written, which nothing else tells for acks `none`; at most `patienceMs`.
+   */
+  finish(patienceMs: number): Promise<void> {
+    const call = this.#call
+    if (call === undefined) return Promise.resolve()
+    return new Promise((resolve) => {
+      const cancel = this.#clock.schedule(patienceMs, resolve)
+      const done = (): void => {
+        cancel()
+        resolve()
+      }
+      // Whatever ends it: after `end()` an error says no more than that the stream is over.
+      call.on('end', done)
+      call.on('error', done)
+      this.#call = undefined
+      call.end()
+    })
+  }
+
   /** Ends the stream. What is unanswered is left to its owner. */
   close(): void {
     this.#isClosed = true

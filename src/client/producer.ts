@@ -26,6 +26,8 @@ type Encoded = Uint8Array | string | undefined
 const RECORD_OVERHEAD_BYTES = 36
 /** A UTF-16 unit takes at most three bytes of UTF-8. */
 const MOST_BYTES_PER_UNIT = 3
+/** How long closing waits for the broker to have taken what was sent without wanting an answer. */
+const LAST_WORD_MS = 5000
 const EXPIRY_CHECK_MS = 1_000
 
 /** After these the route that we know may be wrong. */
@@ -706,7 +708,11 @@ export class LogProducer implements Producer {
       try {
         const accumulator = this.#append(lane, key, value, timestampMs, headers, partition)
         resolve?.(accumulator.promiseReceipt(timestampMs))
-        if (waiters !== undefined) accumulator.adoptWaiters(waiters)
+        // All that was parked before it lies in these batches by now, or has been answered.
+        for (const waiter of waiters ?? []) {
+          for (const other of lane.accumulators) if (!other.isEmpty) other.addWaiter(waiter)
+          waiter.settled()
+        }
       } catch (error) {
         this.#failRecord(record, toSendError(error, lane.topic))
       }
@@ -821,6 +827,8 @@ export class LogProducer implements Producer {
     this.#isClosed = true
     try {
       await this.flush()
+      const links = [...this.#links.values()]
+      await Promise.all(links.map((link) => link.finish(LAST_WORD_MS)))
     } finally {
       this.#letGo()
       this.#wakeReady()

@@ -386,7 +386,7 @@ export class LogReader<V, K> implements RecordStream<V, K> {
         progress,
         bytes: message.batches,
         at: 0,
-        from: 0,
+        from: progress.nextOffset ?? 0,
         highWatermark: message.highWatermark,
       })
       this.#queuedBytes += message.batches.length

@@ -53,6 +53,7 @@ describe('the envelope', () => {
     await assert(
       asyncProperty(oneof(json(), spaced, odd, string(), uint8Array()), async (value) => {
         const line = await envelopeOf({ value })
+        expect(line.indexOf('\n')).toBe(line.length - 1)
         expect(() => {
           JSON.parse(line)
         }).not.toThrow()

@@ -42,6 +42,19 @@ describe('Output', () => {
     )
   })
 
+  it('keeps what is being written apart from what is appended meanwhile', async () => {
+    const target = collector()
+    const out = new Output(target.stream, () => undefined)
+    const flushes: Promise<void>[] = []
+    for (let i = 0; i < 5; i++) {
+      out.writeText(`${i}`.repeat(10))
+      flushes.push(out.flush())
+    }
+    await Promise.all(flushes)
+    await out.finish()
+    expect(target.bytes().toString()).toBe([0, 1, 2, 3, 4].map((i) => `${i}`.repeat(10)).join(''))
+  })
+
   it('writes many records in few writes', async () => {
     const target = collector()
     const out = new Output(target.stream, () => undefined)

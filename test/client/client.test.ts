@@ -181,6 +181,32 @@ describe('producing and reading', () => {
     expect(await readValues()).toEqual(Array.from({ length: 500 }, (_, i) => `line number ${i}`))
   })
 
+  it('flushes also the records that wait for room, in whatever partition they end up', async () => {
+    await mill.admin.createTopic('lines', { partitions: 4 })
+    await using producer = mill.producer({ bufferBytes: 2048, batchBytes: 1024 })
+    const value = 'x'.repeat(200)
+    let answered = 0
+    const count = (): void => {
+      answered++
+    }
+    for (let round = 0; round < 20; round++) {
+      const sends = Array.from({ length: 40 }, () => producer.send(lines, { value }).then(count))
+      await producer.flush()
+      expect(answered).toBe((round + 1) * 40)
+      await Promise.all(sends)
+    }
+  })
+
+  it('has given records without acks to the broker when close returns', async () => {
+    await mill.admin.createTopic('lines', { partitions: 1 })
+    const producer = mill.producer({ acks: 'none' })
+    producer.post(lines, { value: 'last words' })
+    await producer.close()
+    await mill.close()
+    mill = await connect(broker.url)
+    await expect.poll(() => readValues()).toEqual(['last words'])
+  })
+
   it('copies bytes before post returns, also while it waits for metadata', async () => {
     await mill.admin.createTopic('raw', { partitions: 1 })
     await using producer = mill.producer()

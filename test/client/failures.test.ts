@@ -197,6 +197,62 @@ describe('an idempotent producer', () => {
           expect(numbers(await written(fake))).toEqual(upTo(count))
         },
       ),
+      {
+        numRuns: 40,
+        examples: [
+          // The first had arrived, was then refused, and the ones behind it got in: the next must not take their numbers.
+          [
+            [
+              { kind: 'break', append: true },
+              { kind: 'refuse', code: 'STORAGE_FULL' },
+            ],
+            6,
+          ],
+          [
+            [
+              { kind: 'break', append: true },
+              { kind: 'refuse', code: 'READ_ONLY' },
+              { kind: 'append' },
+              { kind: 'break', append: false },
+              { kind: 'refuse', code: 'READ_ONLY' },
+            ],
+            3,
+          ],
+        ],
+      },
+    )
+  })
+})
+
+describe('a producer whose batches may fail for good', () => {
+  it('never doubles or reorders, and every receipt tells where its record is', async () => {
+    const action = constantFrom<ProduceAction>(
+      { kind: 'append' },
+      { kind: 'append' },
+      { kind: 'break', append: true },
+      { kind: 'break', append: false },
+      { kind: 'refuse', code: 'STORAGE_FULL' },
+      { kind: 'refuse', code: 'INVALID_RECORD' },
+      { kind: 'refuse', code: 'INTERNAL_ERROR' },
+      { kind: 'refuse', code: 'UNKNOWN_PRODUCER' },
+    )
+    await assert(
+      asyncProperty(
+        array(action, { maxLength: 8 }),
+        integer({ min: 1, max: 15 }),
+        async (actions, count) => {
+          await using fake = await FakeBroker.start()
+          await using client = await connect(fake.url)
+          fake.onProduce = (_envelope, arrival) => actions[arrival] ?? { kind: 'append' }
+          const producer = client.producer({ batchBytes: 1024 })
+          const results = await Promise.allSettled(sendMany(producer, count))
+          const log = numbers(await written(fake))
+          expect(log).toEqual([...new Set(log)].sort((a, b) => a - b))
+          for (const [i, result] of results.entries()) {
+            if (result.status === 'fulfilled') expect(log[result.value.offset]).toBe(i)
+          }
+        },
+      ),
       { numRuns: 40 },
     )
   })

@@ -15,6 +15,13 @@ const MAIN =
   process.env['MILLRACE_E2E_MAIN'] ??
   fileURLToPath(new URL('../../dist/src/cli/main.js', import.meta.url))
 
+/** Whatever a failed test leaves behind ends with the file. */
+const running = new Set<Command>()
+
+afterAll(() => {
+  for (const command of running) command.child.kill('SIGKILL')
+})
+
 /** The real command in a process of its own. */
 class Command {
   readonly child: ChildProcessWithoutNullStreams
@@ -28,6 +35,8 @@ class Command {
     })
     this.child.stdout.on('data', (piece: Buffer) => this.#out.push(piece))
     this.child.stderr.on('data', (piece: Buffer) => this.#err.push(piece))
+    running.add(this)
+    this.child.on('close', () => running.delete(this))
     this.child.stdin.on('error', () => undefined) // It may end without having read all.
     this.ended = once(this.child, 'close').then(([code, signal]: unknown[]) => ({
       code: typeof code === 'number' ? code : null,
@@ -154,7 +163,7 @@ describe('serve', () => {
 
   it('ends with 74 when a flush fails, and never acknowledges what was in it', async () => {
     const server = await Server.start(temporaryDirectory(), '127.0.0.1:0', {
-      FAILPOINT: 'before-sync(logs-0):EIO',
+      FAILPOINT: 'before-sync(logs-0/0000):EIO',
     })
     expect(await (await runTo(server, ['topic', 'create', 'logs'])).code()).toBe(0)
     const producer = new Command(['produce', 'logs'], { MILLRACE_SERVER: server.address })

@@ -27,6 +27,13 @@ function aSession(address: string): ClientHttp2Session {
   return session
 }
 
+/** Unlike events.once, does not mind the error that may come before. */
+function closeOf(session: ClientHttp2Session): Promise<void> {
+  return new Promise((resolve) => {
+    session.once('close', resolve)
+  })
+}
+
 async function isAlive(address: string): Promise<boolean> {
   const client = new RawClient(address)
   try {
@@ -55,7 +62,7 @@ describe('a connection is closed', () => {
     const { address } = await aServer()
     const session = aSession(address)
     await once(session, 'remoteSettings')
-    const closed = once(session, 'close')
+    const closed = closeOf(session)
     const ping = (): void => {
       if (!session.destroyed && !session.closed) session.ping(() => setImmediate(ping))
     }
@@ -68,20 +75,26 @@ describe('a connection is closed', () => {
     const { address } = await aServer()
     const session = aSession(address)
     await once(session, 'remoteSettings')
-    const closed = once(session, 'close')
-    const attack = (): void => {
-      for (let i = 0; i < 20 && !session.destroyed && !session.closed; i++) {
-        const stream = session.request({
-          ':method': 'POST',
-          ':path': '/millrace.v1.LogService/Produce',
-          'content-type': 'application/grpc',
-        })
-        stream.on('error', () => undefined)
-        stream.on('ready', () => stream.close(constants.NGHTTP2_CANCEL))
+    const closed = closeOf(session)
+    const attack = (left: number): void => {
+      if (left === 0 || session.destroyed || session.closed) return
+      const stream = session.request({
+        ':method': 'POST',
+        // A call that does not end by itself when Node ends the stream before it resets it.
+        ':path': '/grpc.health.v1.Health/Watch',
+        'content-type': 'application/grpc',
+      })
+      stream.write(Buffer.alloc(5)) // An empty message.
+      stream.on('error', () => undefined)
+      const reset = (): void => {
+        stream.close(constants.NGHTTP2_CANCEL)
+        setImmediate(() => attack(left - 1))
       }
-      if (!session.destroyed) setImmediate(attack)
+      // Not before the request is on its way, or it would never be.
+      if (stream.pending) stream.on('ready', () => setImmediate(reset))
+      else setImmediate(reset)
     }
-    attack()
+    attack(400)
     await closed
     expect(await isAlive(address)).toBe(true)
   })

@@ -15,7 +15,8 @@ import type { FetchMessage } from '../../src/wire/fetch-codec.ts'
 import type { ProduceResultMessage } from '../../src/wire/produce-codec.ts'
 import { aBatch } from '../support/batches.ts'
 import { FakeClock } from '../support/fake-clock.ts'
-import { CallError, RawClient, StreamReader } from '../support/raw-client.ts'
+import { FaultyStore } from '../support/faulty-store.ts'
+import { CallError, collect, RawClient, StreamReader } from '../support/raw-client.ts'
 import { startTestBroker } from '../support/test-broker.ts'
 
 const cleanups: (() => unknown)[] = []
@@ -55,12 +56,10 @@ async function failureOf(promise: Promise<unknown>): Promise<CallError> {
 
 /** Lets time pass until `call` is through, whichever way. */
 async function passing<T>(clock: FakeClock, call: Promise<T>): Promise<T> {
-  let settled = false
-  const settle = (): void => {
-    settled = true
-  }
+  const through = new AbortController()
+  const settle = (): void => through.abort()
   call.then(settle, settle)
-  while (!settled) {
+  while (!through.signal.aborted) {
     await clock.advance(300)
     await new Promise((resolve) => setImmediate(resolve))
   }
@@ -395,5 +394,61 @@ describe('starting', () => {
     const failure = new BrokerError('DIRECTORY_IN_USE', 'another broker holds it')
     const store = Promise.reject(failure)
     await expect(startTestBroker({ store: store as never })).rejects.toBe(failure)
+  })
+})
+
+describe('damage on the disk', () => {
+  async function aDamagedTopic(onCorruption: string): Promise<FetchMessage[]> {
+    const store = new FaultyStore(
+      new MemoryStore({ clock: systemClock, random: new SeededRandom(1) }),
+    )
+    const { client } = await aBroker({ store })
+    await client.call('CreateTopic', {
+      topic: 'orders',
+      config: [{ name: 'on.corruption', value: onCorruption }],
+    })
+    for (const value of ['a', 'b', 'c']) {
+      await client.call('Append', append('orders', aBatch({ values: [value] })))
+    }
+    store.damaged.set('orders-0', { start: 1, end: 2 })
+    const request = { partitions: [{ topic: 'orders' }], plainRecords: true, maxBytes: 1 }
+    return collect<FetchMessage>(client.stream('Fetch', request))
+  }
+
+  it('ends the partition with DATA_LOSS and where to go on', async () => {
+    const messages = await aDamagedTopic('halt')
+    const { error, end, nextOffset } = messages.at(-1)!
+    expect([error?.reason, end, nextOffset]).toEqual(['SEGMENT_QUARANTINED', true, 1])
+    expect(error?.facts).toContainEqual({ name: 'nextOffset', value: '2' })
+  })
+
+  it('is passed over, and told, where the topic says so', async () => {
+    const messages = await aDamagedTopic('skip')
+    const records = messages.flatMap((message) => message.records)
+    expect(records.map((record) => record.offset)).toEqual([0, 2])
+    const skipped = messages.filter((message) => message.skippedTo > 0)
+    expect(skipped).toMatchObject([{ skippedFrom: 1, skippedTo: 2, error: undefined }])
+    expect(messages.at(-1)).toMatchObject({ end: true, nextOffset: 3 })
+  })
+})
+
+describe('a full disk', () => {
+  it('refuses appends with a hint when to come again, and serves reads', async () => {
+    const { client, store } = await aBroker()
+    await client.call('CreateTopic', { topic: 'orders' })
+    await client.call('Append', append('orders'))
+    store.storageFull = true
+    const error = await failureOf(client.call('Append', append('orders')))
+    expect(error.status).toBe(grpc.status.RESOURCE_EXHAUSTED)
+    expect(error.detail).toMatchObject({
+      reason: 'STORAGE_FULL',
+      action: 'retry_after',
+      retryable: true,
+    })
+    expect(error.detail?.retryAfterMs).toBeGreaterThan(0)
+    const messages = await collect<FetchMessage>(
+      client.stream('Fetch', { partitions: [{ topic: 'orders' }] }),
+    )
+    expect(messages.at(-1)?.nextOffset).toBe(1)
   })
 })

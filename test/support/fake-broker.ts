@@ -168,6 +168,7 @@ export class FakeBroker implements AsyncDisposable {
         queue = queue.then(async () => {
           await appended
           call.emit('error', { code: status.UNAVAILABLE, details: 'broken on purpose' })
+          return undefined
         })
         return
       }
@@ -183,6 +184,7 @@ export class FakeBroker implements AsyncDisposable {
         await held
         const result = await answer
         if (!isBroken || action.kind !== 'hold') call.write(encodeProduceResponse([result]))
+        return undefined
       })
     })
   }
