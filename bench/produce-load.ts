@@ -105,6 +105,8 @@ class ProducerLoad {
   readonly #values: Values
   readonly #client: Client
   readonly #perMs: number | undefined
+  /** Records that `#produce` has been asked for: with `sendAll`, ahead of those made. */
+  #planned = 0
   #acked = 0
   #failure: unknown
   #ackedAtStart = -1
@@ -167,9 +169,9 @@ class ProducerLoad {
     const { startAtMs } = this.#options
     for (let nowMs = monotonicMs(); !this.#isOver(nowMs); nowMs = monotonicMs()) {
       await this.#lookAtClock(producer, nowMs)
-      const due = Math.floor((nowMs - startAtMs) * perMs) - this.sent
+      const due = Math.floor((nowMs - startAtMs) * perMs) - this.#planned
       if (due > 0) {
-        await this.#produce(producer, this.#bounded(due), startAtMs + this.sent / perMs, 1 / perMs)
+        await this.#produce(producer, this.#bounded(due), startAtMs + this.#planned / perMs, 1 / perMs)
         await producer.ready()
       }
       await delay(1)
@@ -179,12 +181,12 @@ class ProducerLoad {
   #isOver(nowMs: number): boolean {
     const { measureUntilMs, maxRecords } = this.#options
     if (this.#failure !== undefined || nowMs >= measureUntilMs) return true
-    return maxRecords !== undefined && this.sent >= maxRecords
+    return maxRecords !== undefined && this.#planned >= maxRecords
   }
 
   #bounded(count: number): number {
     const { maxRecords } = this.#options
-    return maxRecords === undefined ? count : Math.min(count, maxRecords - this.sent)
+    return maxRecords === undefined ? count : Math.min(count, maxRecords - this.#planned)
   }
 
   async #lookAtClock(producer: Producer, nowMs: number): Promise<void> {
@@ -221,6 +223,7 @@ class ProducerLoad {
   /** `count` records, meant to be sent at `fromMs` and every `stepMs` from then on. */
   async #produce(producer: Producer, count: number, fromMs: number, stepMs: number): Promise<void> {
     const { api } = this.#options
+    this.#planned += count
     if (api === 'sendAll') {
       await this.#sendAll(producer, count, fromMs, stepMs)
       return

@@ -14,7 +14,7 @@ export interface ReceiptSamples {
 
 /** A set of the numbers from 0 on, a bit each. */
 class NumberSet {
-  #bits = new Uint8Array(1 << 16)
+  #bits = new Uint8Array(1 << 12)
   size = 0
 
   /** False when it was there already. */

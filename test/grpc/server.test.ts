@@ -308,6 +308,30 @@ describe('a slow reader', () => {
   })
 })
 
+describe('answers', () => {
+  it('wait for their turn: a fault that is known at once does not overtake what is being written', async () => {
+    const clock = new FakeClock()
+    const { client } = await aBroker({ clock, durableDelayMs: 300 })
+    await passing(clock, client.call('CreateTopic', { topic: 'orders' }))
+    const stream = client.duplex('Produce')
+    const results: ProduceResultMessage[] = []
+    stream.on('data', (message: ProduceResultMessage[]) => results.push(...message))
+    const ended = once(stream, 'end')
+    stream.write({ ...append('nobody'), correlationId: 1 })
+    stream.write({ ...append('orders'), correlationId: 2 })
+    stream.write({ ...append('nobody'), correlationId: 3 })
+    stream.write({ ...append('orders'), correlationId: 4, acks: 'written' })
+    stream.end()
+    await passing(clock, ended)
+    expect(results.map((r) => [r.correlationId, r.error?.reason ?? r.baseOffset])).toEqual([
+      [1, 'UNKNOWN_TOPIC'],
+      [2, 0],
+      [3, 'UNKNOWN_TOPIC'],
+      [4, 1],
+    ])
+  })
+})
+
 describe('back-pressure', () => {
   it('stops reading a stream while too much is under way, and goes on after', async () => {
     const clock = new FakeClock()
@@ -392,8 +416,7 @@ describe('starting', () => {
 
   it('passes on why the store cannot be opened', async () => {
     const failure = new BrokerError('DIRECTORY_IN_USE', 'another broker holds it')
-    const store = Promise.reject(failure)
-    await expect(startTestBroker({ store: store as never })).rejects.toBe(failure)
+    await expect(startTestBroker({ storeFailure: failure })).rejects.toBe(failure)
   })
 })
 
@@ -436,7 +459,9 @@ describe('a full disk', () => {
   it('refuses appends with a hint when to come again, and serves reads', async () => {
     const { client, store } = await aBroker()
     await client.call('CreateTopic', { topic: 'orders' })
-    await client.call('Append', append('orders'))
+    // Of today: retention runs at once when space is low.
+    const batch = aBatch({ records: 1, timestampMs: systemClock.wallMs() })
+    await client.call('Append', append('orders', batch))
     store.storageFull = true
     const error = await failureOf(client.call('Append', append('orders')))
     expect(error.status).toBe(grpc.status.RESOURCE_EXHAUSTED)

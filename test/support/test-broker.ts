@@ -12,6 +12,8 @@ export interface TestBrokerOptions {
   readonly clock?: Clock
   readonly durableDelayMs?: number
   readonly store?: LogStore
+  /** The store cannot be opened. */
+  readonly storeFailure?: Error
   readonly logger?: Logger
   readonly flags?: Readonly<Record<string, string | boolean>>
 }
@@ -34,7 +36,10 @@ export async function startTestBroker(
     clock,
     random,
     logger: options.logger ?? silentLogger,
-    storeFactory: () => Promise.resolve(store),
+    storeFactory: () =>
+      options.storeFailure === undefined
+        ? Promise.resolve(store)
+        : Promise.reject(options.storeFailure),
   })
   return { broker, store }
 }
