@@ -10,19 +10,9 @@ import { BrokerProcess, withLoopMonitor, type BrokerProcessOptions } from './bro
 import type { Cleanup } from './cleanup.ts'
 import { findFileSystem } from './machine.ts'
 import { LoadProcess } from './load-processes.ts'
-import type { OptionSpecs } from './options.ts'
 
 /** Options that every command has. */
-export const COMMON_OPTIONS: {
-  readonly runs: { readonly kind: 'count'; readonly default: '5'; readonly least: 1; readonly about: string }
-  readonly seed: { readonly kind: 'count'; readonly default: '1'; readonly about: string }
-  readonly data: { readonly kind: 'text'; readonly about: string }
-  readonly keep: { readonly kind: 'flag'; readonly about: string }
-  readonly json: { readonly kind: 'text'; readonly about: string }
-  readonly proxyDelayMs: { readonly kind: 'count'; readonly default: '0'; readonly about: string }
-  readonly brokerFlags: { readonly kind: 'text'; readonly about: string }
-  readonly brokerNodeFlags: { readonly kind: 'text'; readonly about: string }
-} = {
+export const COMMON_OPTIONS = {
   runs: { kind: 'count', default: '5', least: 1, about: 'how often; the median counts' },
   seed: { kind: 'count', default: '1', about: 'of the values' },
   data: {
@@ -38,7 +28,7 @@ export const COMMON_OPTIONS: {
   },
   brokerFlags: { kind: 'text', about: 'more flags for the broker, separated by spaces' },
   brokerNodeFlags: { kind: 'text', about: "flags for the broker's node, such as --cpu-prof" },
-} satisfies OptionSpecs
+} as const
 
 export interface CommonOptions {
   readonly data: string | undefined
@@ -147,7 +137,11 @@ interface ProxyProcess {
   end(): void
 }
 
-async function startProxy(target: string, delayMs: number, cleanup: Cleanup): Promise<ProxyProcess> {
+async function startProxy(
+  target: string,
+  delayMs: number,
+  cleanup: Cleanup,
+): Promise<ProxyProcess> {
   const dist = import.meta.url.endsWith('.ts') ? '../dist/bench/' : './'
   const module = fileURLToPath(new URL(`${dist}proxy-process.js`, import.meta.url))
   const child = spawn(process.execPath, [module, target, String(delayMs)], {

@@ -33,12 +33,10 @@ async function handle(request: LoadRequest): Promise<LoadAnswer> {
 
 process.on('message', (request: LoadRequest) => {
   handle(request)
-    .catch(
-      (error: unknown): LoadAnswer => ({
-        type: 'failed',
-        message: error instanceof Error ? (error.stack ?? error.message) : String(error),
-      }),
-    )
+    .catch((error: unknown): LoadAnswer => ({
+      type: 'failed',
+      message: error instanceof Error ? (error.stack ?? error.message) : String(error),
+    }))
     .then((answer) => process.send?.(answer))
     .catch((error: unknown) => {
       console.error(error)

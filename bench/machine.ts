@@ -69,10 +69,8 @@ export function findFileSystem(directory: string): string {
 
 function findCommit(): string {
   try {
-    const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] } as const
-    const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], options).trim()
-    const changed = execFileSync('git', ['status', '--porcelain'], options).trim() !== ''
-    return changed ? `${commit} with changes` : commit
+    const changed = askGit('status', '--porcelain') !== ''
+    return `${askGit('rev-parse', '--short', 'HEAD')}${changed ? ' with changes' : ''}`
   } catch {
     return 'unknown' // No git, or no checkout.
   }
@@ -81,4 +79,8 @@ function findCommit(): string {
 function findGrpcVersion(): string {
   const found: unknown = createRequire(import.meta.url)('@grpc/grpc-js/package.json')
   return (found as { readonly version?: string }).version ?? 'unknown' // A package.json.
+}
+
+function askGit(...argv: readonly string[]): string {
+  return execFileSync('git', argv, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim()
 }

@@ -11,13 +11,24 @@ const LOOP_REPORT_MS = 100
 export class UsageWatch {
   readonly #broker: BrokerProcess
   readonly #clients: readonly number[]
+  readonly #end: AbortController = new AbortController()
   readonly #done: Promise<readonly [Look, Look]>
 
-  constructor(broker: BrokerProcess, clientPids: readonly number[], fromMs: number, untilMs: number) {
+  /** Without `untilMs` it lasts until {@link end}. */
+  constructor(
+    broker: BrokerProcess,
+    clientPids: readonly number[],
+    fromMs: number,
+    untilMs?: number,
+  ) {
     this.#broker = broker
     this.#clients = clientPids
     this.#done = this.#watch(fromMs, untilMs)
     this.#done.catch(() => undefined) // `figures` tells of it, if anybody still asks.
+  }
+
+  end(): void {
+    this.#end.abort()
   }
 
   async figures(): Promise<RunFigures> {
@@ -32,14 +43,26 @@ export class UsageWatch {
     }
   }
 
-  async #watch(fromMs: number, untilMs: number): Promise<readonly [Look, Look]> {
-    await delay(Math.max(0, fromMs - monotonicMs()))
+  async #watch(fromMs: number, untilMs: number | undefined): Promise<readonly [Look, Look]> {
+    await this.#wait(fromMs)
     askLoopDelay(this.#broker) // Forgets the warm-up.
     const before = this.#look()
-    await delay(Math.max(0, untilMs - monotonicMs()))
+    await this.#wait(untilMs)
     const after = this.#look()
     askLoopDelay(this.#broker)
     return [before, after]
+  }
+
+  async #wait(untilMs: number | undefined): Promise<void> {
+    const { signal } = this.#end
+    if (untilMs === undefined) {
+      await new Promise<void>((resolve) => {
+        if (signal.aborted) resolve()
+        signal.addEventListener('abort', () => resolve(), { once: true })
+      })
+      return
+    }
+    await delay(Math.max(0, untilMs - monotonicMs()))
   }
 
   #look(): Look {

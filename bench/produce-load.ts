@@ -171,7 +171,12 @@ class ProducerLoad {
       await this.#lookAtClock(producer, nowMs)
       const due = Math.floor((nowMs - startAtMs) * perMs) - this.#planned
       if (due > 0) {
-        await this.#produce(producer, this.#bounded(due), startAtMs + this.#planned / perMs, 1 / perMs)
+        await this.#produce(
+          producer,
+          this.#bounded(due),
+          startAtMs + this.#planned / perMs,
+          1 / perMs,
+        )
         await producer.ready()
       }
       await delay(1)

@@ -6,7 +6,13 @@ import { findMachineFacts } from './machine.ts'
 import { UsageWatch } from './measurement.ts'
 import { type Options, type OptionSpecs, parseOptions, toRecordsPerSecond } from './options.ts'
 import { produceLoad, type ProduceLoadOptions, type ProduceLoadResult } from './produce-load.ts'
-import { latencyFigures, mediansOf, type Report, type RunFigures, throughputFigures } from './report.ts'
+import {
+  latencyFigures,
+  mediansOf,
+  type Report,
+  type RunFigures,
+  throughputFigures,
+} from './report.ts'
 import { monotonicMs, Values } from './values.ts'
 import { type ReceiptSamples, Verifier } from './verifier.ts'
 
@@ -14,9 +20,24 @@ const SPECS = {
   payload: { kind: 'bytes', default: '100', least: 8, about: 'size of a value' },
   partitions: { kind: 'count', default: '6', least: 1, about: 'of the topic' },
   batch: { kind: 'bytes', default: '256KiB', least: 1024, about: "the producer's batchBytes" },
-  acks: { kind: 'choice', default: 'durable', choices: ['durable', 'written', 'none'], about: 'when a record is answered' },
-  codec: { kind: 'choice', default: 'none', choices: ['none', 'lz4', 'gzip', 'zstd'], about: 'compression' },
-  content: { kind: 'choice', default: 'random', choices: ['random', 'text'], about: 'of values; text can be compressed' },
+  acks: {
+    kind: 'choice',
+    default: 'durable',
+    choices: ['durable', 'written', 'none'],
+    about: 'when a record is answered',
+  },
+  codec: {
+    kind: 'choice',
+    default: 'none',
+    choices: ['none', 'lz4', 'gzip', 'zstd'],
+    about: 'compression',
+  },
+  content: {
+    kind: 'choice',
+    default: 'random',
+    choices: ['random', 'text'],
+    about: 'of values; text can be compressed',
+  },
   producers: { kind: 'count', default: '1', least: 1, about: 'how many' },
   processes: { kind: 'flag', about: 'each producer in a process of its own; else all in this one' },
   api: {
@@ -25,10 +46,18 @@ const SPECS = {
     choices: ['send', 'post', 'sendAll'],
     about: 'a promise per record, none, or one per thousand',
   },
-  rate: { kind: 'rate', about: 'open loop: 20MB/s, or records a second; default: as fast as possible' },
+  rate: {
+    kind: 'rate',
+    about: 'open loop: 20MB/s, or records a second; default: as fast as possible',
+  },
   linger: { kind: 'duration', about: "the producer's lingerMs" },
   buffer: { kind: 'bytes', about: "the producer's bufferBytes" },
-  turn: { kind: 'bytes', default: '64KiB', least: 1, about: 'bytes sent between two turns of the event loop' },
+  turn: {
+    kind: 'bytes',
+    default: '64KiB',
+    least: 1,
+    about: 'bytes sent between two turns of the event loop',
+  },
   duration: { kind: 'duration', default: '10s', least: 1, about: 'measured time of a run' },
   warmup: { kind: 'duration', default: '2s', about: 'before it' },
   ...COMMON_OPTIONS,
@@ -51,7 +80,12 @@ export async function produceBench(argv: readonly string[], cleanup: Cleanup): P
   for (let run = 1; run <= options.runs; run++) {
     console.error(`run ${run} of ${options.runs} …`)
     const broker = await environment.startBroker()
-    await createTopic(broker.address, TOPIC, options.partitions, Math.max(options.batch, options.payload))
+    await createTopic(
+      broker.address,
+      TOPIC,
+      options.partitions,
+      Math.max(options.batch, options.payload),
+    )
     const { figures, results } = await measure(environment, broker, options)
     const verifier = await verify(broker.address, options, results)
     checked += verifier.records

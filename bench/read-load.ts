@@ -57,7 +57,9 @@ export class ReadLoad {
     for (let i = 0; i < Math.min(connections, readers); i++) {
       this.#clients.push(await connect({ url: address, clientId: 'bench-read' }))
     }
-    const windows = this.#options.edges.slice(1).map(() => ({ records: 0, latency: new Histogram() }))
+    const windows = this.#options.edges
+      .slice(1)
+      .map(() => ({ records: 0, latency: new Histogram() }))
     for (let i = 0; i < readers; i++) {
       const client = this.#clients[i % this.#clients.length]!
       this.#readers.push(new TailReader(client, this.#options, windows, `reader ${i}`))

@@ -1,4 +1,5 @@
 import { resolve } from 'node:path'
+import { setFlagsFromString } from 'node:v8'
 import { resolveConfig } from './config-list.ts'
 import { parseFailpoints } from './failpoints.ts'
 import type { CliIo } from './io.ts'
@@ -11,6 +12,13 @@ import { systemRandom } from '../common/random.ts'
 import { NodeFileSystem } from '../fs/node-file-system.ts'
 import { explainConfig, printConfig } from '../server/config.ts'
 import type { ResolvedConfig } from '../server/config.ts'
+
+/**
+ * V8 counts buffers outside its heap against a limit that it derives from what is alive inside, and a broker has little inside: some 10 MB. So it
+ * collected everything for each 10 to 20 MB received, at a cost of half the broker's CPU. With a limit of five times the live heap, producing
+ * 1 KiB records took 1.9 ms of user time a MB instead of 3.6 (bench produce --payload 1024, two busy cores).
+ */
+const HEAP_GROWTH = '--heap-growing-percent=400'
 
 export interface ServeOptions {
   readonly config: string | undefined
@@ -39,6 +47,7 @@ export async function serve(
   // What the settings say stays as it was written; the storage wants to know where that is.
   const config = { ...resolved.config, data: resolve(resolved.config.data) }
   // The broker brings gRPC with it: not before it is needed.
+  setFlagsFromString(HEAP_GROWTH)
   const { Broker } = await import('../server/broker.ts')
   const { makeLogger } = await import('../server/logger.ts')
   const failpoint = io.env['FAILPOINT']

@@ -1,3 +1,4 @@
+import type { BufferPool } from '../bytes/buffer-pool.ts'
 import { Ring } from '../bytes/ring.ts'
 import { invariant } from '../common/assert.ts'
 import type { Clock } from '../common/clock.ts'
@@ -180,6 +181,10 @@ export interface AccumulatorOptions {
   readonly compression: Compression
   readonly maxInFlight: number
   readonly idempotent: boolean
+  /** False with acks `none`. */
+  readonly answered: boolean
+  /** Batch buffers of the whole producer. */
+  readonly pool: BufferPool
   readonly clock: Clock
 }
 
@@ -237,6 +242,7 @@ export class PartitionAccumulator {
     this.#builder = new BatchBuilder({
       maxBytes: options.batchBytes,
       compression: options.compression,
+      pool: options.pool,
     })
   }
 
@@ -368,6 +374,10 @@ export class PartitionAccumulator {
       }
     }
     if (!batch.isAbandoned) batch.receipts?.succeed(answer)
+    // Answered at the first try, so nothing in the transport refers to the bytes any more. Without an answer nobody knows.
+    const { answered, batchBytes, pool } = this.#options
+    const isFullSize = batch.bytes.buffer.byteLength >= batchBytes
+    if (answered && batch.attempts === 1 && isFullSize) pool.give(batch.bytes)
     this.#leave(batch)
   }
 

@@ -1,3 +1,4 @@
+import { BufferPool } from '../bytes/buffer-pool.ts'
 import { Ring } from '../bytes/ring.ts'
 import type { Acks } from '../common/acks.ts'
 import { type CancelTimer, type Clock, holdProcess } from '../common/clock.ts'
@@ -28,6 +29,8 @@ const RECORD_OVERHEAD_BYTES = 36
 const MOST_BYTES_PER_UNIT = 3
 /** How long closing waits for the broker to have taken what was sent without wanting an answer. */
 const LAST_WORD_MS = 5000
+/** Batch buffers kept for the next batches: what six partitions have under way. */
+const POOLED_BUFFERS = 32
 const EXPIRY_CHECK_MS = 1_000
 
 /** After these the route that we know may be wrong. */
@@ -45,6 +48,7 @@ interface Settings {
   readonly lingerMs: number
   readonly batchBytes: number
   readonly maxInFlight: number
+  readonly pool: BufferPool
   readonly bufferBytes: number
   readonly deliveryTimeoutMs: number
   readonly partitioner: ProducerOptions['partitioner']
@@ -85,6 +89,8 @@ class LaneAccumulator extends PartitionAccumulator {
         compression: settings.compression,
         maxInFlight: settings.maxInFlight,
         idempotent: settings.idempotent,
+        answered: settings.acks !== 'none',
+        pool: settings.pool,
         clock: lane.clock,
       },
       lane,
@@ -874,6 +880,7 @@ function toSettings(options: ProducerOptions): Settings {
     lingerMs: bounded('lingerMs', options.lingerMs ?? 5, 0, 60_000),
     batchBytes: bounded('batchBytes', options.batchBytes ?? 256 * KIB, KIB, 8 * MIB),
     maxInFlight: bounded('maxInFlight', options.maxInFlight ?? 5, 1, 5),
+    pool: new BufferPool(POOLED_BUFFERS),
     bufferBytes: bounded('bufferBytes', options.bufferBytes ?? 32 * MIB, KIB, 2 ** 40),
     deliveryTimeoutMs: bounded(
       'deliveryTimeoutMs',

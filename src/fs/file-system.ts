@@ -1,3 +1,5 @@
+import { flushing } from './flush-error.ts'
+
 /**
  * All that the broker asks of a disk. Two implementations: `NodeFileSystem` and `MemoryFileSystem`, which forgets
  * what was not synced. Paths are absolute, `/` separated. Failures are system errors with a `code` (ENOENT, ENOSPC, EIO …)
@@ -74,6 +76,7 @@ export async function readWhole(fs: FileSystem, path: string): Promise<Buffer> {
 /**
  * Replaces a small file so that after any crash either the old or the new content is there: written beside it, synced, renamed over it,
  * directory synced. `directory` must exist.
+ * @throws FlushError when a sync fails, else the system error
  */
 export async function replaceFile(
   fs: FileSystem,
@@ -86,10 +89,10 @@ export async function replaceFile(
   const file = await fs.open(temporary, 'create')
   try {
     await file.write([content], 0)
-    await file.sync()
+    await flushing(`${name}.tmp`, file.sync())
   } finally {
     await file.close()
   }
   await fs.rename(temporary, `${directory}/${name}`)
-  await fs.syncDirectory(directory)
+  await flushing(`the folder of ${name}`, fs.syncDirectory(directory))
 }

@@ -1,3 +1,4 @@
+import type { ServerHttp2Stream } from 'node:http2'
 import type { Clock } from '../common/clock.ts'
 import { BrokerError } from '../common/errors.ts'
 import type { Random } from '../common/random.ts'
@@ -34,8 +35,8 @@ export interface ServiceEnvironment {
   address(): { readonly host: string; readonly port: number }
   /** Free bytes where the data lies, as last seen; 0 when unknown. */
   freeBytes(): number
-  /** Ends the HTTP/2 stream of a call at once, without waiting for what is unsent. */
-  resetStream(metadata: CallHeaders): void
+  /** The HTTP/2 stream under a call, or undefined when grpc-js hides it (see guard.ts). */
+  findStream(headers: CallHeaders): ServerHttp2Stream | undefined
 }
 
 /** The request headers of a call, as grpc-js gives them. */

@@ -87,10 +87,10 @@ export class ConnectionGuard {
     )
   }
 
-  /** Resets the stream of a call: what is unsent is dropped. */
-  resetStream(headers: CallHeaders): void {
+  /** The HTTP/2 stream under a call, by the header that was set when it began. */
+  findStream(headers: CallHeaders): ServerHttp2Stream | undefined {
     const id = headers.get(STREAM_HEADER)[0]
-    if (typeof id === 'string') this.#streams.get(id)?.close(constants.NGHTTP2_CANCEL)
+    return typeof id === 'string' ? this.#streams.get(id) : undefined
   }
 
   #onConnection(socket: Socket): void {
@@ -164,6 +164,8 @@ export class ConnectionGuard {
         this.#countReset(session as ServerHttp2Session) // A server's stream has a server's session.
       }
     })
+    // A write that comes after the peer has gone is nobody's fault; grpc-js listens for the first error only.
+    stream.on('error', () => undefined)
     nameErrors(stream)
   }
 

@@ -25,6 +25,8 @@ export interface GrpcServerOptions {
   /** Where clients are sent; undefined: where the server listens. */
   readonly advertise?: { readonly host: string; readonly port: number } | undefined
   readonly freeBytes?: (() => number) | undefined
+  /** Leaves grpc-js's HTTP/2 servers alone, as if they could not be found: for the tests of what works then. */
+  readonly plainTransport?: boolean | undefined
 }
 
 /** Services that reflection and health know by name. */
@@ -83,7 +85,9 @@ export class GrpcServer {
         error === null ? resolve(bound) : reject(toListenError(target, error)),
       )
     })
-    for (const http2Server of findHttp2Servers(this.#server, logger)) {
+    const found =
+      this.#options.plainTransport === true ? [] : findHttp2Servers(this.#server, logger)
+    for (const http2Server of found) {
       widenWindows(http2Server)
       this.#guard.attach(http2Server)
     }
@@ -137,7 +141,7 @@ export class GrpcServer {
       },
       address: () => this.#options.advertise ?? this.address,
       freeBytes: () => this.#options.freeBytes?.() ?? 0,
-      resetStream: (metadata) => this.#guard.resetStream(metadata),
+      findStream: (headers) => this.#guard.findStream(headers),
     }
   }
 }

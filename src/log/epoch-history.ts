@@ -5,7 +5,7 @@ export interface EpochStart {
   readonly startOffset: Offset
 }
 
-/** More entries than this are not kept: batches below the first are then only checked against its epoch as an upper bound. */
+/** More entries than this are not kept. Batches below the first that is known are only checked against its epoch as an upper bound. */
 const MOST_ENTRIES = 1024
 
 /**
@@ -61,10 +61,11 @@ export class EpochHistory {
     while ((this.#starts.at(-1)?.startOffset ?? -1) >= end) this.#starts.pop()
   }
 
-  /** Drops entries that only speak of offsets below the log start. */
+  /** Drops entries that only speak of offsets below the log start. A reader may still have to pass over those to reach it. */
   dropBelow(offset: Offset): void {
     while (this.#starts.length > 1 && (this.#starts[1]?.startOffset ?? Infinity) <= offset) {
       this.#starts.shift()
+      this.#complete = false
     }
   }
 }

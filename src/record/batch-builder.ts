@@ -1,3 +1,4 @@
+import type { BufferPool } from '../bytes/buffer-pool.ts'
 import { invariant } from '../common/assert.ts'
 import { BrokerError } from '../common/errors.ts'
 import { KIB } from '../common/units.ts'
@@ -38,6 +39,8 @@ export interface BatchBuilderOptions {
   readonly compression?: Compression | undefined
   /** First allocation; it grows by doubling. 16 KiB by default. */
   readonly initialBytes?: number | undefined
+  /** Where full buffers come from; whoever gets the finished batches may give them back. */
+  readonly pool?: BufferPool | undefined
 }
 
 const NO_HEADERS: readonly RecordHeader[] = []
@@ -64,6 +67,7 @@ const COPY_OUT_BELOW = 4 * KIB
 export class BatchBuilder {
   readonly #maxBytes: number
   readonly #compression: Compression
+  readonly #pool: BufferPool | undefined
   #buffer: Buffer
   #end: number = BATCH_HEADER_BYTES
   #count = 0
@@ -76,6 +80,7 @@ export class BatchBuilder {
 
   constructor(options: BatchBuilderOptions) {
     this.#maxBytes = options.maxBytes
+    this.#pool = options.pool
     this.#compression = options.compression ?? 'none'
     if (!isCompressionAvailable(this.#compression)) {
       throw new BrokerError(
@@ -228,7 +233,8 @@ export class BatchBuilder {
   #plain(): Buffer {
     const filled = this.#buffer.subarray(0, this.#end)
     if (this.#end >= COPY_OUT_BELOW && this.#end > this.#buffer.length * 0.75) {
-      this.#buffer = Buffer.allocUnsafeSlow(this.#buffer.length)
+      const size = this.#buffer.length
+      this.#buffer = this.#pool?.take(size) ?? Buffer.allocUnsafeSlow(size)
       return filled
     }
     const batch = Buffer.allocUnsafeSlow(this.#end)

@@ -28,12 +28,13 @@ export class OffsetIndex {
 
   /**
    * Reads the bytes of an index file. Keeps the longest good start; `sound` is false when something was dropped: entries that do
-   * not increase, that lie outside [0, logBytes), or a piece of an entry at the end.
+   * not increase, that lie outside [0, logBytes) or at or above `endOffset`, or a piece of an entry at the end.
    */
   static decode(
     baseOffset: Offset,
     bytes: Uint8Array,
     logBytes: number,
+    endOffset: Offset,
   ): { readonly index: OffsetIndex; readonly sound: boolean } {
     const index = new OffsetIndex(baseOffset)
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
@@ -42,7 +43,8 @@ export class OffsetIndex {
     for (let i = 0; i < whole; i++) {
       const relative = view.getUint32(i * 8)
       const position = view.getUint32(i * 8 + 4)
-      if (position >= logBytes || !index.#isNext(relative, position)) {
+      const isInside = position < logBytes && baseOffset + relative < endOffset
+      if (!isInside || !index.#isNext(relative, position)) {
         sound = false
         break
       }
@@ -80,6 +82,12 @@ export class OffsetIndex {
       )
     }
     this.#push(relative, position)
+  }
+
+  /** Adds an entry if it increases; else there is one fewer way in. */
+  maybeAppend(offset: Offset, position: number): void {
+    const relative = offset - this.baseOffset
+    if (this.#isNext(relative, position)) this.#push(relative, position)
   }
 
   /** Number of the greatest entry at or below `target`, or -1 when there is none: start at the segment's first batch. O(log n). */

@@ -1,14 +1,21 @@
 import type { UncachedFile } from '../fs/file-system.ts'
+import { crc32c } from '../bytes/crc32c.ts'
 import {
   BATCH_HEADER_BYTES,
+  BATCH_PREFIX_BYTES,
+  MAGIC,
+  attributesAt,
   isCrcValid,
   isPlausibleHeader,
+  magicAt,
   readBaseOffset,
   readBatchBytes,
+  readCrc,
   readEndOffset,
   readLeaderEpoch,
 } from '../record/batch-header.ts'
-import { MIB } from '../common/units.ts'
+import { KIB, MIB } from '../common/units.ts'
+import { CrcRanges } from './crc-ranges.ts'
 
 /** What a batch must be to be believed, beyond its own checksum (CONTRACT §2.4). Epochs are inclusive bounds. */
 export interface ScanRules {
@@ -37,27 +44,32 @@ export type OnBatch = (bytes: Uint8Array, at: number, position: number) => void
 
 const BLOCK_BYTES: number = MIB
 
+/** A checksum over more than this is put together from parts that other checksums share. */
+const DIRECT_CRC_BYTES: number = 16 * KIB
+
 /** A window of a file that follows a scan forwards. Reuses one buffer; grows it for a batch that is larger. */
 export class ScanWindow {
   bytes: Uint8Array = new Uint8Array(0)
   start = 0
   length = 0
   readBytes = 0
+  /** Where the file ends, or where the caller wants it to. */
+  readonly end: number
   readonly #file: UncachedFile
-  readonly #end: number
+  readonly #header: Buffer = Buffer.alloc(BATCH_HEADER_BYTES)
+  #crcs: CrcRanges | undefined
 
-  /** @param end where the file ends, or where the caller wants it to */
   constructor(file: UncachedFile, end: number) {
     this.#file = file
-    this.#end = end
+    this.end = end
   }
 
   /** Makes [position, position + wanted) available, as far as the file goes. Returns how many bytes are there. */
   async ensure(position: number, wanted: number): Promise<number> {
     const have = this.start + this.length - position
-    if (position >= this.start && (have >= wanted || this.start + this.length >= this.#end))
+    if (position >= this.start && (have >= wanted || this.start + this.length >= this.end))
       return have
-    const size = Math.min(Math.max(wanted, BLOCK_BYTES), Math.max(0, this.#end - position))
+    const size = Math.min(Math.max(wanted, BLOCK_BYTES), Math.max(0, this.end - position))
     if (this.bytes.length < size) this.bytes = Buffer.allocUnsafe(size)
     this.start = position
     this.length = await this.#file.read(this.bytes.subarray(0, size), position)
@@ -68,6 +80,44 @@ export class ScanWindow {
   /** Where `position` lies in `bytes`. */
   at(position: number): number {
     return position - this.start
+  }
+
+  /** The batch header at `position`, without moving the window; undefined when less of the file is left. Valid until the next call. */
+  async findHeader(position: number): Promise<Uint8Array | undefined> {
+    if (position + BATCH_HEADER_BYTES > this.end) return undefined
+    if (this.#holds(position, position + BATCH_HEADER_BYTES)) {
+      const at = this.at(position)
+      return this.bytes.subarray(at, at + BATCH_HEADER_BYTES)
+    }
+    const have = await this.#read(this.#header, position)
+    return have < BATCH_HEADER_BYTES ? undefined : this.#header
+  }
+
+  /**
+   * CRC-32C of [start, end) of the file, without moving the window; undefined when the file ends before. However many ranges are asked
+   * for, and however they overlap, the bytes are gone through about once: a payload full of forged headers cannot make a scan slow.
+   */
+  async findCrc(start: number, end: number): Promise<number | undefined> {
+    if (end > this.end) return undefined
+    if (end - start <= DIRECT_CRC_BYTES) {
+      if (this.#holds(start, end)) return crc32c(this.bytes, this.at(start), this.at(end))
+      const bytes = Buffer.allocUnsafe(end - start)
+      return (await this.#read(bytes, start)) < bytes.length ? undefined : crc32c(bytes)
+    }
+    if (this.#crcs === undefined || this.#crcs.origin > start) {
+      this.#crcs = new CrcRanges((into, position) => this.#read(into, position), start)
+    }
+    return await this.#crcs.find(start, end)
+  }
+
+  #holds(start: number, end: number): boolean {
+    return start >= this.start && end <= this.start + this.length
+  }
+
+  async #read(into: Uint8Array, position: number): Promise<number> {
+    const have = await this.#file.read(into, position)
+    this.readBytes += have
+    return have
   }
 }
 
@@ -133,54 +183,131 @@ export interface Resync {
 }
 
 /**
- * Finds where good data goes on after the damage at `from`. Tried in this order, so that a batch forged inside a payload is the last to be
- * believed: the length that the damaged batch itself states; the positions in `hints` (the index); then every byte.
- * Offsets from `from.offset` up to `beforeOffset` are plausible. Undefined when nothing good follows.
+ * Finds where good data goes on after the damage at `from`: the first batch that can be believed and has an offset in (`from.offset`,
+ * `beforeOffset`); the batch at `from` itself is what was damaged. Tried in this order, so that a batch forged inside a payload is the last
+ * to be believed: the length that the damaged batch states; that length with one bit turned back; the places in `hints` (the index, rising);
+ * then every byte. No checksum covers a base offset: it has to be the one at which the damaged batch would end, or the hint's, or the batch must be
+ * followed by one that begins where it ends, or by the end of the file. Undefined when nothing good follows.
  */
 export async function findResync(
   window: ScanWindow,
   from: { readonly position: number; readonly offset: number },
   rules: ScanRules,
   beforeOffset: number,
-  hints: Iterable<number>,
+  hints: Iterable<{ readonly position: number; readonly offset: number }>,
 ): Promise<Resync | undefined> {
-  const isGood = async (position: number, minOffset: number): Promise<Resync | undefined> => {
-    const size = await loadBatch(window, position, rules.maxBatchBytes)
-    if (size <= 0) return undefined
-    const at = window.at(position)
-    const offset = readBaseOffset(window.bytes, at)
-    const epoch = readLeaderEpoch(window.bytes, at)
-    if (offset < minOffset || offset >= beforeOffset) return undefined
-    if (epoch < rules.minEpoch || epoch > rules.maxEpoch) return undefined
-    return isCrcValid(window.bytes, at) ? { position, offset, epoch } : undefined
-  }
-  const own = await loadBatch(window, from.position, rules.maxBatchBytes)
-  if (own > 0) {
-    const next = await isGood(from.position + own, from.offset + 1)
-    if (next !== undefined) return next
-  }
-  for (const position of hints) {
+  const search = new ResyncSearch(window, from, rules, beforeOffset)
+  const behind = await search.findBehindOwnLength()
+  if (behind !== undefined) return behind === 'end of file' ? undefined : behind
+  for (const { position, offset } of hints) {
     if (position <= from.position) continue
-    const next = await isGood(position, from.offset)
+    const next = await search.findGood(position, offset)
     if (next !== undefined) return next
   }
-  let position = from.position
-  for (;;) {
-    const have = await window.ensure(position, BATCH_HEADER_BYTES)
-    if (have < BATCH_HEADER_BYTES) return undefined
-    // Only the magic byte is looked at for most positions: about 1 ns each.
-    const last = position + have - BATCH_HEADER_BYTES
-    let candidate = position
-    while (candidate <= last) {
-      const at = window.at(candidate)
-      if (window.bytes[at + 16] === 2 && isPlausibleHeader(window.bytes, at, rules.maxBatchBytes)) {
-        const next = await isGood(candidate, from.offset)
-        if (next !== undefined) return next
-        if (window.start > candidate || window.start + window.length < last + BATCH_HEADER_BYTES)
-          break // It moved.
-      }
-      candidate++
+  return await search.findByEachByte()
+}
+
+class ResyncSearch {
+  readonly #window: ScanWindow
+  readonly #from: { readonly position: number; readonly offset: number }
+  readonly #rules: ScanRules
+  readonly #beforeOffset: number
+
+  constructor(
+    window: ScanWindow,
+    from: { readonly position: number; readonly offset: number },
+    rules: ScanRules,
+    beforeOffset: number,
+  ) {
+    this.#window = window
+    this.#from = from
+    this.#rules = rules
+    this.#beforeOffset = beforeOffset
+  }
+
+  /** The batch at `position`, if it can be believed. @param expected the offset that something else says it has */
+  async findGood(position: number, expected?: number): Promise<Resync | undefined> {
+    const header = await this.#window.findHeader(position)
+    if (header === undefined || !this.#mayBegin(header, 0, position)) return undefined
+    const found = {
+      position,
+      offset: readBaseOffset(header, 0),
+      epoch: readLeaderEpoch(header, 0),
     }
-    position = candidate > last ? last + 1 : candidate + 1
+    const size = readBatchBytes(header, 0)
+    const endOffset = readEndOffset(header, 0)
+    if (!(await this.#hasCrc(position, size, readCrc(header, 0)))) return undefined
+    if (found.offset === expected) return found
+    return (await this.#isFollowed(position + size, endOffset)) ? found : undefined
+  }
+
+  /** What can be told from the header of a batch at `position`: cheap. */
+  #mayBegin(bytes: Uint8Array, at: number, position: number): boolean {
+    if (!isPlausibleHeader(bytes, at, this.#rules.maxBatchBytes)) return false
+    const offset = readBaseOffset(bytes, at)
+    if (offset <= this.#from.offset || offset >= this.#beforeOffset) return false
+    const epoch = readLeaderEpoch(bytes, at)
+    if (epoch < this.#rules.minEpoch || epoch > this.#rules.maxEpoch) return false
+    return position + readBatchBytes(bytes, at) <= this.#window.end
+  }
+
+  async #hasCrc(position: number, size: number, crc: number): Promise<boolean> {
+    return (await this.#window.findCrc(position + attributesAt, position + size)) === crc
+  }
+
+  /** Goes by the length field of the damaged batch, as it stands, and with each single bit of it turned. */
+  async findBehindOwnLength(): Promise<Resync | 'end of file' | undefined> {
+    const { position, offset } = this.#from
+    const header = await this.#window.findHeader(position)
+    if (header === undefined) return undefined
+    const length = readBatchBytes(header, 0) - BATCH_PREFIX_BYTES
+    const crc = readCrc(header, 0)
+    const isItself =
+      isPlausibleHeader(header, 0, this.#rules.maxBatchBytes) &&
+      readBaseOffset(header, 0) === offset
+    const endOffset = isItself ? readEndOffset(header, 0) : undefined
+    for (let bit = -1; bit < 32; bit++) {
+      const size = BATCH_PREFIX_BYTES + (bit < 0 ? length : (length ^ (1 << bit)) >>> 0)
+      const end = position + size
+      if (size < BATCH_HEADER_BYTES || size > this.#rules.maxBatchBytes) continue
+      if (end > this.#window.end) continue
+      const isEnd = end === this.#window.end
+      const next = isEnd ? undefined : await this.findGood(end, endOffset)
+      if (!isEnd && next === undefined) continue
+      // A good batch behind it is proof enough of the length as it stands; everything else wants the batch's own checksum.
+      if (bit < 0 && (isItself || next !== undefined)) return next ?? 'end of file'
+      if (await this.#hasCrc(position, size, crc)) return next ?? 'end of file'
+    }
+    return undefined
+  }
+
+  async findByEachByte(): Promise<Resync | undefined> {
+    const window = this.#window
+    let position = this.#from.position + 1
+    for (;;) {
+      const have = await window.ensure(position, BATCH_HEADER_BYTES)
+      if (have < BATCH_HEADER_BYTES) return undefined
+      const last = position + have - BATCH_HEADER_BYTES
+      // Only the magic byte is looked at for most positions: about 1 ns each.
+      for (let candidate = position; candidate <= last; candidate++) {
+        const at = window.at(candidate)
+        if (window.bytes[at + magicAt] !== MAGIC || !this.#mayBegin(window.bytes, at, candidate)) {
+          continue
+        }
+        const found = await this.findGood(candidate)
+        if (found !== undefined) return found
+      }
+      position = last + 1
+    }
+  }
+
+  /** True when nothing more than a torn piece comes at `position`, or the header of a batch that begins at `offset`. */
+  async #isFollowed(position: number, offset: number): Promise<boolean> {
+    const header = await this.#window.findHeader(position)
+    if (header === undefined) return true
+    return (
+      isPlausibleHeader(header, 0, this.#rules.maxBatchBytes) &&
+      readBaseOffset(header, 0) === offset
+    )
   }
 }

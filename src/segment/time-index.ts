@@ -84,8 +84,11 @@ export class TimeIndex {
     this.#relatives.push(relative)
   }
 
-  /** Where to start scanning for the first record at or after `timestampMs`: a batch before which all are older. O(log n). */
-  findStart(timestampMs: number): Offset {
+  /**
+   * Number of the last entry below `timestampMs`, or -1: all before its batch are older, so the first record at or after
+   * `timestampMs` lies there or further on. O(log n). Files may be damaged: check that its batch has its timestamp.
+   */
+  findBelow(timestampMs: number): number {
     let low = 0
     let high = this.count
     while (low < high) {
@@ -93,7 +96,7 @@ export class TimeIndex {
       if ((this.#timestamps[middle] ?? 0) < timestampMs) low = middle + 1
       else high = middle
     }
-    return low === 0 ? this.baseOffset : this.offsetAt(low - 1)
+    return low - 1
   }
 
   /** Forgets the entries at or above an offset: the log was cut there. */

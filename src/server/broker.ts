@@ -147,9 +147,17 @@ export class Broker {
         'some calls were still under way and have been cut off',
       )
     }
-    await this.#topics.close()
-    await this.#store.close()
-    await this.#lock?.release()
+    try {
+      await this.#topics.close()
+    } catch (error) {
+      // What could be flushed is; the store says for itself how clean the end was.
+      this.#logger.error({ error }, 'not every topic could be closed')
+    }
+    try {
+      await this.#store.close()
+    } finally {
+      await this.#lock?.release()
+    }
     const elapsedMs = Math.round(this.#clock.monotonicMs() - startMs)
     this.#logger.info({ elapsedMs }, 'stopped')
   }

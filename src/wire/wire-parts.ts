@@ -1,3 +1,6 @@
+/** Average size of pieces below which they are joined. */
+const JOIN_BELOW_BYTES = 4096
+
 /**
  * A message in pieces, for grpc-js. Before it writes a message grpc-js makes a buffer of `length + 5` bytes, puts its header there and calls
  * `message.copy(buffer, 5)`: both the server (`byteLength`) and the client (`length`) use nothing else of the message. So the pieces are copied
@@ -27,6 +30,20 @@ export class WireParts {
       at += part.length
     }
     return this.length
+  }
+
+  /**
+   * The message as gRPC frames it: a flag, 0 for not compressed, and the length; then the pieces. Large pieces are not copied. Small ones are
+   * joined: handing a piece to a socket costs more than copying a few KiB.
+   */
+  framed(): readonly Uint8Array[] {
+    const join = this.length / this.#parts.length < JOIN_BELOW_BYTES
+    const frame = Buffer.allocUnsafe(join ? 5 + this.length : 5)
+    frame.writeUInt8(0, 0)
+    frame.writeUInt32BE(this.length, 1)
+    if (!join) return [frame, ...this.#parts]
+    this.copy(frame, 5)
+    return [frame]
   }
 
   toBuffer(): Buffer {

@@ -1,4 +1,5 @@
 import { beforeEach, describe, expect, it } from 'vitest'
+import { BufferPool } from '../../src/bytes/buffer-pool.ts'
 import {
   FlushWaiter,
   PartitionAccumulator,
@@ -29,6 +30,8 @@ function anAccumulator(
       compression: 'none',
       maxInFlight: 5,
       idempotent: options.idempotent ?? true,
+      answered: true,
+      pool: new BufferPool(4),
       clock,
     },
     {

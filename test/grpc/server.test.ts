@@ -7,7 +7,7 @@ import { SeededRandom } from '../../src/common/random.ts'
 import { systemClock } from '../../src/common/clock.ts'
 import type { HealthCheckResponse, MetadataResponse } from '../../src/gen/types.ts'
 import { GrpcServer } from '../../src/grpc/server.ts'
-import { WINDOW_BYTES } from '../../src/grpc/windows.ts'
+import { findHttp2Servers, WINDOW_BYTES } from '../../src/grpc/windows.ts'
 import { MemoryStore } from '../../src/log/memory/memory-store.ts'
 import { silentLogger } from '../../src/server/logger.ts'
 import { Topics } from '../../src/topic/topics.ts'
@@ -268,6 +268,45 @@ describe('topics over the wire', () => {
   })
 })
 
+describe('without the HTTP/2 servers of grpc-js', () => {
+  it('everything works but wide windows and the guard', async () => {
+    const clock = systemClock
+    const random = new SeededRandom(1)
+    const server = new GrpcServer({
+      clock,
+      random,
+      logger: silentLogger,
+      identity: { version: '0', brokerId: 1, startedMs: 0 },
+      maxMessageBytes: 8 << 20,
+      plainTransport: true,
+    })
+    await server.listen('127.0.0.1', 0)
+    const store = new MemoryStore({ clock, random })
+    const topics = await Topics.open({ store, clock, random })
+    server.serve(topics)
+    const client = new RawClient(`127.0.0.1:${server.address.port}`)
+    cleanups.push(
+      () => topics.close(),
+      () => server.stop(100),
+      () => client.close(),
+    )
+    await client.call('CreateTopic', { topic: 'orders' })
+    for (let i = 0; i < 5; i++) {
+      await client.call('Append', append('orders', aBatch({ records: 2, valueBytes: 100_000 })))
+    }
+    const request = { partitions: [{ topic: 'orders' }], maxBytes: 250_000 }
+    const messages = await collect<FetchMessage>(client.stream('Fetch', request))
+    expect(messages.map((message) => message.nextOffset)).toEqual([2, 4, 6, 8, 10])
+  })
+
+  it('a server says that it could not find them', () => {
+    const warnings: string[] = []
+    const logger = { ...silentLogger, warn: (_facts: object, text: string) => warnings.push(text) }
+    expect(findHttp2Servers({} as grpc.Server, logger)).toEqual([])
+    expect(warnings).toHaveLength(1)
+  })
+})
+
 describe('windows', () => {
   it('of a connection and its streams are widened', async () => {
     const { broker } = await aBroker()
@@ -311,7 +350,7 @@ describe('a slow reader', () => {
 describe('answers', () => {
   it('wait for their turn: a fault that is known at once does not overtake what is being written', async () => {
     const clock = new FakeClock()
-    const { client } = await aBroker({ clock, durableDelayMs: 300 })
+    const { client, broker } = await aBroker({ clock, durableDelayMs: 300 })
     await passing(clock, client.call('CreateTopic', { topic: 'orders' }))
     const stream = client.duplex('Produce')
     const results: ProduceResultMessage[] = []
@@ -320,8 +359,19 @@ describe('answers', () => {
     stream.write({ ...append('nobody'), correlationId: 1 })
     stream.write({ ...append('orders'), correlationId: 2 })
     stream.write({ ...append('nobody'), correlationId: 3 })
-    stream.write({ ...append('orders'), correlationId: 4, acks: 'written' })
+    const partition = broker.topics.getPartition('orders', 0)
+    const told = (): number[] => results.map((result) => result.correlationId)
+    // Nothing is durable: only the fault that stands first may be told.
+    await until(() => partition.logEndOffset === 1 && results.length > 0)
+    expect(told()).toEqual([1])
+    await clock.advance(150)
+    stream.write({ ...append('orders'), correlationId: 4 })
     stream.end()
+    await until(() => partition.logEndOffset === 2)
+    await clock.advance(150)
+    // The first append is durable now, the second is not.
+    await until(() => results.length > 1)
+    expect(told()).toEqual([1, 2, 3])
     await passing(clock, ended)
     expect(results.map((r) => [r.correlationId, r.error?.reason ?? r.baseOffset])).toEqual([
       [1, 'UNKNOWN_TOPIC'],

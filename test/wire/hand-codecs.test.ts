@@ -15,6 +15,7 @@ import {
   encodeProduceResponse,
 } from '../../src/wire/produce-codec.ts'
 import type { ProduceEnvelope, ProduceResultMessage } from '../../src/wire/produce-codec.ts'
+import { WireParts } from '../../src/wire/wire-parts.ts'
 
 const produce = PLAIN_LOG_SERVICE['Produce']!
 const fetch = PLAIN_LOG_SERVICE['Fetch']!
@@ -234,6 +235,24 @@ describe('the hand-written codecs', () => {
     expect(decodeProduceRequest(negative).problem?.code).toBe('INVALID_REQUEST')
     const large = produce.requestSerialize({ expectedOffset: 2 ** 60 })
     expect(decodeProduceRequest(large).problem?.code).toBe('INVALID_REQUEST')
+  })
+})
+
+describe('a message in pieces', () => {
+  it('is framed as gRPC has it, joined or not', () => {
+    const piece = fc
+      .oneof(fc.constant(0), fc.nat(10), fc.nat(20_000))
+      .map((n) => Buffer.alloc(n, n))
+    fc.assert(
+      fc.property(fc.array(piece, { minLength: 1, maxLength: 5 }), (pieces) => {
+        const parts = new WireParts(pieces)
+        const whole = Buffer.concat(pieces)
+        expect(parts.toBuffer().equals(whole)).toBe(true)
+        const framed = Buffer.concat(parts.framed())
+        expect([framed[0], framed.readUInt32BE(1)]).toEqual([0, whole.length])
+        expect(framed.subarray(5).equals(whole)).toBe(true)
+      }),
+    )
   })
 })
 

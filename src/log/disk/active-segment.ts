@@ -59,6 +59,8 @@ export class ActiveSegment {
   #maxTimestampMs: number
   #maxTimestampOffset: Offset
   #lastIndexedPosition: number
+  /** What the index files on the disk may speak of: a crash can have left entries for a tail that is gone. */
+  readonly #openedAt: { readonly position: number; readonly endOffset: Offset }
   #index: OffsetIndex
   #timeIndex: TimeIndex
   /** Entries that the files hold already. Until the files have been read, what is in memory begins where they end. */
@@ -75,6 +77,8 @@ export class ActiveSegment {
     readonly baseOffset: Offset
     readonly file: File
     readonly state: ActiveState
+    /** One past the last offset that lies below `state.position`. */
+    readonly endOffset: Offset
   }) {
     this.#fs = options.fs
     this.#directory = options.directory
@@ -89,6 +93,7 @@ export class ActiveSegment {
     this.#maxTimestampMs = state.maxTimestampMs
     this.#maxTimestampOffset = options.baseOffset
     this.#lastIndexedPosition = state.position
+    this.#openedAt = { position: state.position, endOffset: options.endOffset }
     this.#index = new OffsetIndex(options.baseOffset)
     this.#timeIndex = new TimeIndex(options.baseOffset)
     this.#isLoaded = state.position === 0
@@ -166,10 +171,9 @@ export class ActiveSegment {
     const timeBytes = await this.#readIfThere('timeindex')
     // What was added in the meantime, and so begins where the files end, goes on top of what they hold.
     const [addedOffsets, addedTimes] = [this.#index, this.#timeIndex]
-    const firstAdded = addedOffsets.count > 0 ? addedOffsets.positionAt(0) : this.#position
-    const offsets = OffsetIndex.decode(this.baseOffset, offsetBytes, firstAdded)
-    const end = addedTimes.count > 0 ? addedTimes.offsetAt(0) : (Infinity as Offset) // No bound then.
-    const times = TimeIndex.decode(this.baseOffset, timeBytes, end)
+    const { position, endOffset } = this.#openedAt
+    const offsets = OffsetIndex.decode(this.baseOffset, offsetBytes, position, endOffset)
+    const times = TimeIndex.decode(this.baseOffset, timeBytes, endOffset)
     this.#indexOnDisk = offsets.index.count
     this.#timeIndexOnDisk = times.index.count
     for (let i = 0; i < addedOffsets.count; i++) {
@@ -179,7 +183,7 @@ export class ActiveSegment {
       times.index.maybeAppend(addedTimes.timestampAt(i), addedTimes.offsetAt(i))
     }
     const lastOnDisk = this.#indexOnDisk > 0 ? offsets.index.positionAt(this.#indexOnDisk - 1) : 0
-    this.#sound = firstAdded - lastOnDisk < LONGEST_GAP_BYTES
+    this.#sound = position - lastOnDisk < LONGEST_GAP_BYTES
     this.#index = offsets.index
     this.#timeIndex = times.index
     this.#isLoaded = true
@@ -214,7 +218,8 @@ export class ActiveSegment {
   replaceIndexes(offsets: OffsetIndex, times: TimeIndex): void {
     const last = offsets.count > 0 ? offsets.positionAt(offsets.count - 1) : -1
     for (let i = this.#index.findAfterPosition(last); i >= 0 && i < this.#index.count; i++) {
-      offsets.append(this.#index.offsetAt(i), this.#index.positionAt(i))
+      // One that was damaged on the disk may not fit between the new ones.
+      offsets.maybeAppend(this.#index.offsetAt(i), this.#index.positionAt(i))
     }
     for (let i = 0; i < this.#timeIndex.count; i++) {
       times.maybeAppend(this.#timeIndex.timestampAt(i), this.#timeIndex.offsetAt(i))

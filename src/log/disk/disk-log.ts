@@ -4,9 +4,10 @@ import { BrokerError, findSystemCode } from '../../common/errors.ts'
 import { toOffset } from '../../common/offset.ts'
 import type { Offset } from '../../common/offset.ts'
 import { replaceFile } from '../../fs/file-system.ts'
+import { FlushError, flushing } from '../../fs/flush-error.ts'
 import type { DamagedRange, DamageMap } from '../../segment/damage-map.ts'
 import { segmentFileName } from '../../segment/segment-names.ts'
-import { readBatchBytes, readBaseOffset } from '../../record/batch-header.ts'
+import { readBatchBytes, readBaseOffset, readMaxTimestamp } from '../../record/batch-header.ts'
 import { AppendGate } from '../append-gate.ts'
 import type { EpochHistory } from '../epoch-history.ts'
 import type { LogConfig } from '../log-config.ts'
@@ -27,7 +28,7 @@ import { findRecordByTimestamp } from '../timestamp-lookup.ts'
 import { ActiveSegment, EMPTY_ACTIVE_STATE } from './active-segment.ts'
 import type { CheckpointEntry } from './checkpoint.ts'
 import type { DiskEnvironment } from './disk-environment.ts'
-import { FlushError, FlushQueue } from './flush-queue.ts'
+import { FlushQueue } from './flush-queue.ts'
 import type { FlushHost, QueuedBatch } from './flush-queue.ts'
 import { SealedSegment } from './segment-list.ts'
 import type { SegmentList } from './segment-list.ts'
@@ -59,6 +60,8 @@ export interface RecoveredLog {
   readonly epochs: EpochHistory
   readonly damage: DamageMap
   readonly lastAppendTimeMs: number
+  /** Offsets of the snapshots of producer state that lie in the folder, rising. */
+  readonly snapshots: readonly Offset[]
 }
 
 /** The disk engine: one partition as segments in a folder. */
@@ -81,6 +84,13 @@ export class DiskLog implements PartitionLog {
   #logStart: Offset
   #lastAppendTimeMs: number
   #closing: Promise<void> | undefined
+  /** Work on this log's files that nobody waits for: its folder must not go before it has ended. */
+  readonly #background = new Set<Promise<void>>()
+  /** The log start that a checkpoint knows. */
+  #durableLogStart: Offset
+  /** Snapshots of producer state in the folder, rising; and the end that the checkpoint before the last one knows. */
+  #snapshots: readonly Offset[]
+  #checkpointedEnd: Offset = toOffset(0)
   #entry: CheckpointEntry | undefined
   #rebuilding = false
   #writtenBytes = 0
@@ -94,6 +104,8 @@ export class DiskLog implements PartitionLog {
     this.#epochs = recovered.epochs
     this.#damage = recovered.damage
     this.#logStart = recovered.logStartOffset
+    this.#durableLogStart = recovered.logStartOffset
+    this.#snapshots = recovered.snapshots
     this.#lastAppendTimeMs = recovered.lastAppendTimeMs
     this.#isInternal = recovered.id.topic.startsWith('__')
     this.#config = config
@@ -120,7 +132,9 @@ export class DiskLog implements PartitionLog {
       maxBatchBytes: env.options.maxBatchBytes,
       onDamage: (range) => this.#reportDamage(range),
     })
-    this.#sealer = new SegmentSealer(env, recovered.directory)
+    this.#sealer = new SegmentSealer(env, recovered.directory, (what, work) =>
+      this.#inBackground(what, work),
+    )
     for (const segment of recovered.unsealed) this.#sealLater(segment)
     this.#scheduleDeletes()
   }
@@ -233,9 +247,10 @@ export class DiskLog implements PartitionLog {
     if ((await fs.findStat(path)) !== undefined) await fs.remove(path)
     const file = await fs.open(path, 'create')
     try {
-      await fs.syncDirectory(this.directory)
+      await flushing('the folder of a new segment', fs.syncDirectory(this.directory))
     } catch (error) {
-      throw new FlushError('the folder of a new segment could not be flushed', { cause: error })
+      await file.close()
+      throw error
     }
     return new ActiveSegment({
       fs,
@@ -243,6 +258,7 @@ export class DiskLog implements PartitionLog {
       baseOffset,
       file,
       state: EMPTY_ACTIVE_STATE,
+      endOffset: baseOffset,
     })
   }
 
@@ -256,7 +272,7 @@ export class DiskLog implements PartitionLog {
     const snapshot = this.#gate.producers.encode()
     this.#entry = undefined
     this.#env.requestCheckpoint()
-    this.#env.inBackground(`seal ${this.name} at ${active.baseOffset}`, async () => {
+    this.#inBackground(`seal ${this.name} at ${active.baseOffset}`, async () => {
       await this.#sealer.sealActive(active, endOffset)
       await this.#writeSnapshot(endOffset, snapshot)
     })
@@ -399,7 +415,9 @@ export class DiskLog implements PartitionLog {
     return {
       baseOffset: segment.baseOffset,
       endOffset,
-      sizeBytes: segment.facts?.sizeBytes ?? Number.MAX_SAFE_INTEGER,
+      get sizeBytes() {
+        return segment.facts?.sizeBytes ?? Number.MAX_SAFE_INTEGER // Known as soon as `use` has opened it.
+      },
       use: (work) =>
         sealedFiles.use(segment.path, async (file) => {
           await this.#sealer.loadFacts(segment, file)
@@ -415,7 +433,7 @@ export class DiskLog implements PartitionLog {
   #sealLater(segment: SealedSegment): void {
     if (this.#sealer.isBusyWith(segment)) return
     const endOffset = this.#endOf(segment)
-    this.#env.inBackground(`rebuild ${this.name} at ${segment.baseOffset}`, () =>
+    this.#inBackground(`rebuild ${this.name} at ${segment.baseOffset}`, () =>
       this.#sealer.rebuild(segment, endOffset, this.#config.indexIntervalBytes),
     )
   }
@@ -428,7 +446,7 @@ export class DiskLog implements PartitionLog {
   #rebuildActiveIndexes(active: ActiveSegment): void {
     if (this.#rebuilding) return
     this.#rebuilding = true
-    this.#env.inBackground(`rebuild the indexes of ${this.name}`, async () => {
+    this.#inBackground(`rebuild the indexes of ${this.name}`, async () => {
       try {
         const { writtenEnd } = this.#queue
         const view = this.#activeView(active, writtenEnd)
@@ -438,6 +456,7 @@ export class DiskLog implements PartitionLog {
             active.baseOffset,
             view.sizeBytes,
             this.#config.indexIntervalBytes,
+            false,
           ),
         )
         active.replaceIndexes(made.offsets, made.times)
@@ -477,8 +496,7 @@ export class DiskLog implements PartitionLog {
     timestampMs: number,
     end: Offset,
   ): Promise<TimestampedOffset | undefined> {
-    const { times } = await view.indexes()
-    let offset = toOffset(Math.max(times.findStart(timestampMs), this.#logStart))
+    let offset = await this.#findTimeStart(view, timestampMs, end)
     while (offset < end) {
       try {
         const chunk = await this.#readView(view, offset, end, TIMESTAMP_SCAN_BYTES)
@@ -499,18 +517,42 @@ export class DiskLog implements PartitionLog {
     return undefined
   }
 
+  /** Where to start looking for a timestamp. An entry of the time index is believed when the batch that it names says the same. */
+  async #findTimeStart(view: SegmentView, timestampMs: number, end: Offset): Promise<Offset> {
+    const { times } = await view.indexes()
+    const first = toOffset(Math.max(view.baseOffset, this.#logStart))
+    const entry = times.findBelow(timestampMs)
+    const offset = entry < 0 ? view.baseOffset : times.offsetAt(entry)
+    if (offset <= first) return first
+    try {
+      const chunk = await this.#readView(view, offset, end, 1)
+      const isRight =
+        chunk !== undefined &&
+        readBaseOffset(chunk.bytes, 0) === offset &&
+        readMaxTimestamp(chunk.bytes, 0) === times.timestampAt(entry)
+      if (isRight) return offset
+      view.distrustIndexes()
+    } catch (error) {
+      if (!(error instanceof BrokerError) || error.code !== 'SEGMENT_QUARANTINED') throw error
+    }
+    return first
+  }
+
   // ── the log start, retention ─────────────────────────────────────────────────────────────────
 
   async advanceLogStart(to: Offset): Promise<void> {
     this.#checkOpen()
     this.#checkBelowEnd(to)
-    if (to <= this.#logStart) return
-    this.#logStart = to
-    this.#epochs.dropBelow(to)
-    this.#damage.dropBelow(to)
-    this.#entry = undefined
-    // Below an active segment with nothing to keep, a new one: its bytes can go too.
-    if (to === this.#queue.durableEnd && to === this.#gate.nextOffset) await this.#queue.roll()
+    if (to > this.#logStart) {
+      this.#logStart = to
+      this.#epochs.dropBelow(to)
+      this.#damage.dropBelow(to)
+      this.#entry = undefined
+      // Below an active segment with nothing to keep, a new one: its bytes can go too.
+      if (to === this.#queue.durableEnd && to === this.#gate.nextOffset) await this.#queue.roll()
+    }
+    // Another call may have moved it, and still be waiting, or have failed.
+    if (to <= this.#durableLogStart) return
     await this.#env.checkpoint() // Durable before it is answered, and before any byte goes.
     this.#scheduleDeletes()
     this.#advanced()
@@ -527,7 +569,10 @@ export class DiskLog implements PartitionLog {
 
   #scheduleDeletes(): void {
     const dueMs = this.#env.clock.monotonicMs() + this.#config.deleteDelayMs
-    for (const segment of this.#segments.below(this.#logStart, this.#queue.active.baseOffset)) {
+    for (const segment of this.#segments.below(
+      this.#durableLogStart,
+      this.#queue.active.baseOffset,
+    )) {
       segment.deleteAtMs ??= dueMs
     }
   }
@@ -582,14 +627,23 @@ export class DiskLog implements PartitionLog {
       if (this.#sealer.isBusyWith(segment)) break
       await this.#env.sealedFiles.drop(segment.path)
       this.#segments.remove(segment)
-      for (const kind of ['log', 'index', 'timeindex', 'seal', 'snapshot'] as const) {
+      for (const kind of ['log', 'index', 'timeindex', 'seal'] as const) {
         await this.#removeIfThere(segmentFileName(segment.baseOffset, kind))
       }
       removed++
     }
     if (removed > 0) {
       this.#entry = undefined
-      await this.#env.fs.syncDirectory(this.directory)
+      await this.#flushFolder()
+    }
+  }
+
+  async #flushFolder(): Promise<void> {
+    try {
+      await flushing(`the folder of ${this.name}`, this.#env.fs.syncDirectory(this.directory))
+    } catch (error) {
+      this.#env.fail(error)
+      throw error
     }
   }
 
@@ -678,10 +732,55 @@ export class DiskLog implements PartitionLog {
       epochsComplete: this.#epochs.complete,
       producers: isInline ? snapshot : undefined,
     }
+    if (this.#closing !== undefined) return { ...entry, producers: snapshot } // Nobody may touch the folder any more.
     this.#entry = entry
-    await this.#writeIndexes(active)
-    if (!isInline) await this.#writeSnapshot(durableEnd, snapshot)
-    return entry
+    const writing = this.#writeIndexes(active).then(() =>
+      isInline ? undefined : this.#writeSnapshot(durableEnd, snapshot),
+    )
+    this.#track(writing)
+    try {
+      await writing
+      return entry
+    } catch (error) {
+      if (this.#entry === entry) this.#entry = undefined
+      if (error instanceof FlushError) throw error
+      this.#env.logger.warn(
+        { partition: this.name, err: error },
+        'a snapshot of producer state could not be written: it goes into the checkpoint',
+      )
+      return { ...entry, producers: snapshot }
+    }
+  }
+
+  /** A checkpoint with this entry is durable. Snapshots that neither slot needs any more go. */
+  noteCheckpoint(entry: CheckpointEntry): void {
+    if (entry.logStartOffset > this.#durableLogStart) this.#durableLogStart = entry.logStartOffset
+    const previous = this.#checkpointedEnd
+    if (entry.durableEnd === previous) return
+    this.#checkpointedEnd = entry.durableEnd
+    const kept = this.#snapshots.findLastIndex((offset) => offset <= previous)
+    if (kept <= 0) return
+    const gone = this.#snapshots.slice(0, kept)
+    this.#snapshots = this.#snapshots.slice(kept)
+    this.#inBackground(`remove old snapshots of ${this.name}`, async () => {
+      for (const offset of gone) await this.#removeIfThere(segmentFileName(offset, 'snapshot'))
+    })
+  }
+
+  #inBackground(what: string, work: () => Promise<void>): void {
+    if (this.#closing !== undefined) return
+    this.#env.inBackground(what, () => {
+      const running = work()
+      this.#track(running)
+      return running
+    })
+  }
+
+  /** Whoever started it hears of its failure. */
+  #track(running: Promise<void>): void {
+    const ended = (): boolean => this.#background.delete(running)
+    this.#background.add(running)
+    running.then(ended, ended)
   }
 
   /** Indexes are caches: a checkpoint does not fail for them. */
@@ -693,10 +792,10 @@ export class DiskLog implements PartitionLog {
     }
   }
 
-  /** Keeps producer state as of `offset`, and the one before it. */
   async #writeSnapshot(offset: Offset, snapshot: Uint8Array): Promise<void> {
     await replaceFile(this.#env.fs, this.directory, segmentFileName(offset, 'snapshot'), snapshot)
-    await this.#sealer.removeOldSnapshots(offset)
+    if (this.#snapshots.includes(offset)) return
+    this.#snapshots = [...this.#snapshots, offset].sort((a, b) => a - b)
   }
 
   get damagedRanges(): number {
@@ -727,6 +826,7 @@ export class DiskLog implements PartitionLog {
       // After a failed flush there is nothing left to save; the store has been told.
       if (!(error instanceof BrokerError)) throw error
     } finally {
+      while (this.#background.size > 0) await Promise.allSettled(this.#background)
       const { active } = this.#queue
       await this.#env.sealedFiles.drop(active.path)
       for (const segment of this.#segments.sealed) await this.#env.sealedFiles.drop(segment.path)

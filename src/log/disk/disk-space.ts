@@ -21,7 +21,9 @@ export class DiskSpace {
   readonly #ballastBytes: number
   readonly #checkMs: number
   #isFull = false
+  /** Something of it is on the disk; all of it is. */
   #hasBallast = false
+  #isBallastWhole = false
   #cancel: CancelTimer | undefined
   #checking: Promise<void> | undefined
   #isClosed = false
@@ -54,6 +56,8 @@ export class DiskSpace {
   }
 
   async start(): Promise<void> {
+    // One that an earlier run has left can be given up too, whole or not: the disk may be full by now.
+    this.#hasBallast = (await this.#fs.findStat(this.#ballastPath)) !== undefined
     await this.#check()
     this.#schedule()
   }
@@ -100,19 +104,24 @@ export class DiskSpace {
     }
     if (this.#isFull && freeBytes < this.#ballastBytes && this.#hasBallast)
       await this.#dropBallast()
-    if (!this.#isFull && !this.#hasBallast && freeBytes > floor + 2 * this.#ballastBytes) {
-      await this.#makeBallast()
+    if (!this.#isFull && freeBytes > floor + 2 * this.#ballastBytes) await this.#makeBallast()
+  }
+
+  /** Without it the broker runs too: a failure is worth a warning. */
+  async #makeBallast(): Promise<void> {
+    if (this.#ballastBytes === 0 || this.#isBallastWhole) return
+    try {
+      const stat = await this.#fs.findStat(this.#ballastPath)
+      if (stat?.sizeBytes !== this.#ballastBytes) await this.#writeBallast(stat !== undefined)
+      this.#isBallastWhole = true
+      this.#hasBallast = true
+    } catch (error) {
+      this.#logger.warn({ err: error }, 'no ballast could be set aside')
     }
   }
 
-  async #makeBallast(): Promise<void> {
-    if (this.#ballastBytes === 0) return
-    const stat = await this.#fs.findStat(this.#ballastPath)
-    if (stat?.sizeBytes === this.#ballastBytes) {
-      this.#hasBallast = true
-      return
-    }
-    if (stat !== undefined) await this.#fs.remove(this.#ballastPath)
+  async #writeBallast(exists: boolean): Promise<void> {
+    if (exists) await this.#fs.remove(this.#ballastPath)
     const file = await this.#fs.open(this.#ballastPath, 'create')
     try {
       // Not zeros: a file system that compresses would set nothing aside.
@@ -121,14 +130,15 @@ export class DiskSpace {
       for (let at = 0; at < this.#ballastBytes; at += block.length) {
         await file.write([block.subarray(0, Math.min(block.length, this.#ballastBytes - at))], at)
       }
-      this.#hasBallast = true
     } finally {
+      this.#hasBallast = true
       await file.close()
     }
   }
 
   async #dropBallast(): Promise<void> {
     this.#hasBallast = false
+    this.#isBallastWhole = false
     await this.#fs.remove(this.#ballastPath)
     this.#logger.warn({}, 'the disk is all but full: the ballast file has been given up')
   }

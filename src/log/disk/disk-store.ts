@@ -3,6 +3,7 @@ import { BrokerError, findSystemCode } from '../../common/errors.ts'
 import { newUuid } from '../../common/random.ts'
 import type { Random } from '../../common/random.ts'
 import { readWhole, replaceFile } from '../../fs/file-system.ts'
+import { FlushError, flushing } from '../../fs/flush-error.ts'
 import type { File, FileSystem } from '../../fs/file-system.ts'
 import type { LogConfig } from '../log-config.ts'
 import type { LogStore, PartitionId, PartitionLog, StartReport } from '../partition-log.ts'
@@ -37,6 +38,9 @@ const PARTITION_FILE = 'partition.json'
 const FORMAT = 1
 /** Not a letter of topic names, so that no partition's folder can be taken for one that is being removed. */
 const DELETED_PREFIX = '~deleted.'
+
+/** How long the note in the crash file may take: the process has to stop within a second (CONTRACT §2.3), even if the disk hangs. */
+const CRASH_NOTE_MS = 500
 
 /** Faults of a checkpoint that leave the one before it in force, and may pass. */
 const PASSING_FAULTS: ReadonlySet<string> = new Set([
@@ -114,16 +118,23 @@ export class DiskStore implements LogStore {
       if (damaged > 0 || mode === 'lost') {
         options.logger.error({ damaged, mode }, 'a checkpoint slot is missing or damaged')
       }
-      const noted = mode === 'lost' ? await findNotedIncarnation(fs, directory, clock) : 0
-      const incarnation = (checkpoint?.incarnation ?? noted) + 1
+      // The newest slot may be the damaged one: an incarnation must not be used twice.
+      const noted = await findNotedIncarnation(fs, directory)
+      const least = mode === 'lost' && noted === undefined ? minutesSince2020(clock) : 0
+      const incarnation = Math.max(checkpoint?.incarnation ?? 0, noted ?? 0, least) + 1
       const entries = checkpoint?.entries ?? []
       await slots.write({ incarnation, clean: false, entries })
       await replaceFile(fs, directory, INCARNATION_FILE, Buffer.from(`${incarnation}\n`))
       const crashFile = await openCrashFile(fs, directory)
       const parts = { slots, mode, incarnation, entries, clusterId, crashFile, startedMs }
       const store = new DiskStore(options, parts)
-      await store.#space.start()
-      await store.#removeDeleted(names)
+      try {
+        await store.#space.start()
+      } catch (error) {
+        await crashFile.close()
+        throw error
+      }
+      store.#removeDeleted(names)
       return store
     } catch (error) {
       const code = findSystemCode(error)
@@ -228,8 +239,8 @@ export class DiskStore implements LogStore {
     this.#checkUsable()
     const name = folderName(id)
     const key = keyOf(id)
-    const open = this.#logs.get(key) ?? (await this.#opening.get(key))
-    if (open !== undefined) return open
+    const open = this.#logs.get(key) ?? this.#opening.get(key)
+    if (open !== undefined) return await open
     const opening = this.#open(id, name, config)
     this.#opening.set(key, opening)
     try {
@@ -288,7 +299,7 @@ export class DiskStore implements LogStore {
   /** One directory flush for all that make folders at the same time. */
   #syncParent(): Promise<void> {
     if (this.#parentSync === undefined) {
-      this.#parentSync = this.#fs.syncDirectory(this.#directory).finally(() => {
+      this.#parentSync = this.#flushParent().finally(() => {
         this.#parentSync = undefined
       })
       return this.#parentSync
@@ -303,9 +314,18 @@ export class DiskStore implements LogStore {
     return this.#nextParentSync
   }
 
+  async #flushParent(): Promise<void> {
+    try {
+      await flushing('the data directory', this.#fs.syncDirectory(this.#directory))
+    } catch (error) {
+      this.#fail(error)
+      throw error
+    }
+  }
+
   async remove(id: PartitionId): Promise<void> {
     const key = keyOf(id)
-    const log = this.#logs.get(key) ?? (await this.#opening.get(key))
+    const log = this.#logs.get(key) ?? (await this.#opening.get(key)?.catch(() => undefined)) // Its opener hears of it.
     if (log !== undefined) {
       await log.close()
       this.#logs.delete(key)
@@ -328,10 +348,10 @@ export class DiskStore implements LogStore {
     this.#releaseHeld()
   }
 
-  /** Finishes the removals that a stop has cut short. */
-  async #removeDeleted(names: readonly string[]): Promise<void> {
-    for (const name of names) {
-      if (name.startsWith(DELETED_PREFIX)) await this.#fs.removeTree(`${this.#directory}/${name}`)
+  /** Finishes the removals that a stop has cut short: in the background, since there may be much to remove. */
+  #removeDeleted(names: readonly string[]): void {
+    for (const name of names.filter((one) => one.startsWith(DELETED_PREFIX))) {
+      this.#inBackground(`remove ${name}`, () => this.#fs.removeTree(`${this.#directory}/${name}`))
     }
   }
 
@@ -399,13 +419,17 @@ export class DiskStore implements LogStore {
   async #writeCheckpoint(clean: boolean): Promise<void> {
     if (this.#failure !== undefined) throw this.#failure
     this.#isDirty = false
-    const entries: CheckpointEntry[] = [...this.#entries.values()]
-    const covered: (readonly [DiskLog, number])[] = []
-    for (const log of this.#logs.values()) {
-      covered.push([log, log.durableBytes])
-      entries.push(await log.checkpointEntry())
-    }
+    const covered: { readonly log: DiskLog; readonly bytes: number; entry: CheckpointEntry }[] = []
     try {
+      for (const log of this.#logs.values()) {
+        const bytes = log.durableBytes
+        covered.push({ log, bytes, entry: await log.checkpointEntry() })
+      }
+      const entries = [
+        ...this.#entries.values(),
+        // One that has been removed meanwhile is gone.
+        ...covered.filter(({ log }) => this.#logs.has(keyOf(log.id))).map(({ entry }) => entry),
+      ]
       await this.#slots.write({ incarnation: this.incarnation, clean, entries })
     } catch (error) {
       // For want of space, descriptors or a writable disk it is tried again; anything else may be a flush that failed.
@@ -414,8 +438,9 @@ export class DiskStore implements LogStore {
       else if (code === 'ENOSPC' || code === 'EDQUOT') await this.#space.noteShortage()
       throw error
     }
-    for (const [log, bytes] of covered) {
+    for (const { log, bytes, entry } of covered) {
       if (!this.#logs.has(keyOf(log.id))) continue
+      log.noteCheckpoint(entry)
       this.#uncheckpointedBytes -= bytes - (this.#checkpointed.get(log) ?? 0)
       this.#checkpointed.set(log, bytes)
     }
@@ -431,6 +456,7 @@ export class DiskStore implements LogStore {
   async ready(): Promise<StartReport> {
     this.#checkUsable()
     this.#isReady = true
+    await this.#forgetRemoved()
     await this.#checkpoint()
     this.#scheduleCheckpoints()
     this.#scrubber.start(() => [...this.#logs.values()])
@@ -443,6 +469,14 @@ export class DiskStore implements LogStore {
       elapsedMs: Math.round(this.#clock.monotonicMs() - this.#startedMs),
       ...this.#count,
       damagedRanges,
+    }
+  }
+
+  /** A stop between the removal of a partition and the next checkpoint leaves it in the last one. */
+  async #forgetRemoved(): Promise<void> {
+    const names = new Set(await this.#fs.list(this.#directory))
+    for (const [key, entry] of this.#entries) {
+      if (!names.has(folderName(entry))) this.#entries.delete(key)
     }
   }
 
@@ -464,8 +498,10 @@ export class DiskStore implements LogStore {
     const running: Promise<void> = work()
       .catch((error: unknown) => {
         // A closed log, or a store that has failed already, is no news.
-        if (this.#failure !== undefined || this.#closing !== undefined) return
-        this.#logger.error({ err: error }, `could not ${what}`)
+        if (this.#failure !== undefined) return
+        if (error instanceof FlushError && !PASSING_FAULTS.has(error.code)) this.#fail(error)
+        else if (this.#closing === undefined)
+          this.#logger.error({ err: error }, `could not ${what}`)
       })
       .finally(() => this.#background.delete(running))
     this.#background.add(running)
@@ -489,6 +525,7 @@ export class DiskStore implements LogStore {
     const note = Buffer.from(
       `${new Date(this.#clock.wallMs()).toISOString()} incarnation ${this.incarnation}: a flush failed (${findSystemCode(failure) ?? failure.message})\n`,
     )
+    this.#clock.schedule(CRASH_NOTE_MS, () => this.#reportFailure(failure))
     void this.#leaveNote(note, failure) // Its own failure is logged.
   }
 
@@ -536,24 +573,24 @@ export class DiskStore implements LogStore {
   }
 }
 
-/**
- * The last incarnation when both checkpoint slots are gone: it stands in a file of its own too. Should that be gone as well, the minutes since
- * 2020 are more than any broker's starts.
- */
+/** The last incarnation stands in a file of its own too, in case checkpoint slots are damaged. */
 async function findNotedIncarnation(
   fs: FileSystem,
   directory: string,
-  clock: Clock,
-): Promise<number> {
-  const minutes = Math.max(0, Math.floor((clock.wallMs() - Date.UTC(2020)) / 60_000))
+): Promise<number | undefined> {
   try {
     const text = (await readWhole(fs, `${directory}/${INCARNATION_FILE}`)).toString('latin1')
-    return /^\d{1,9}\n$/.test(text) ? Number(text) : minutes
+    return /^\d{1,9}\n$/.test(text) ? Number(text) : undefined
   } catch (error) {
     const code = findSystemCode(error)
-    if (code === 'ENOENT' || code === 'EIO') return minutes
+    if (code === 'ENOENT' || code === 'EIO') return undefined
     throw error
   }
+}
+
+/** Should that be gone as well: more than any broker's starts. */
+function minutesSince2020(clock: Clock): number {
+  return Math.max(0, Math.floor((clock.wallMs() - Date.UTC(2020)) / 60_000))
 }
 
 function folderName(id: PartitionId): string {

@@ -6,6 +6,7 @@ import type { ErrorCode } from '../../common/errors.ts'
 import type { Offset } from '../../common/offset.ts'
 import { MIB } from '../../common/units.ts'
 import { Ring } from '../../bytes/ring.ts'
+import { FlushError } from '../../fs/flush-error.ts'
 import type { ActiveSegment, ActiveState } from './active-segment.ts'
 
 /** A batch on its way to the disk, or a repeat that waits for the original. */
@@ -78,7 +79,12 @@ export class FlushQueue {
   #writing: Promise<void> | undefined
   #syncing: Promise<void> | undefined
   #cancelBackground: CancelTimer | undefined
-  #rollAsked = false
+  /** Someone waits for a roll. */
+  #rollAsked: { readonly done: Promise<void>; readonly settle: () => void } | undefined
+  /** One past the last batch that was enqueued and has not been refused. */
+  #assignedEnd: Offset
+  /** Set while what was enqueued is still being written, but nothing new is taken. */
+  #refusing: BrokerError | undefined
   #stopped: BrokerError | undefined
 
   constructor(options: {
@@ -93,6 +99,7 @@ export class FlushQueue {
     this.#writtenEnd = options.end
     this.#durableEnd = options.end
     this.#wantedDurableEnd = options.end
+    this.#assignedEnd = options.end
     this.#durable = options.active.state
   }
 
@@ -115,15 +122,21 @@ export class FlushQueue {
 
   /** Why nothing can be appended any more; undefined while it can. */
   get stopped(): BrokerError | undefined {
-    return this.#stopped
+    return this.#stopped ?? this.#refusing
   }
 
   /** Takes a batch that has its offset, or a repeat. Calls come in offset order. */
   enqueue(entry: QueuedBatch): void {
-    if (this.#stopped !== undefined) {
-      entry.reject(this.#stopped)
+    const refusal = this.stopped
+    if (refusal !== undefined) {
+      entry.reject(refusal)
       return
     }
+    if (entry.batch !== undefined) this.#assignedEnd = entry.endOffset
+    this.#take(entry)
+  }
+
+  #take(entry: QueuedBatch): void {
     if (entry.acks === 'durable' && entry.endOffset > this.#wantedDurableEnd) {
       this.#wantedDurableEnd = entry.endOffset
     }
@@ -137,28 +150,48 @@ export class FlushQueue {
     this.#startWriting()
   }
 
-  /** Resolves when everything that has been enqueued is durable. */
+  /** Resolves when everything that has been enqueued by now, and is not refused, is durable; what comes later does not hold it up. */
   async flush(): Promise<void> {
-    while (this.#writing !== undefined) await this.#writing
-    while (this.#stopped === undefined && this.#durableEnd < this.#writtenEnd) {
-      await this.#sync()
-    }
     if (this.#stopped !== undefined) throw this.#stopped
+    const end = this.#assignedEnd
+    if (end <= this.#durableEnd) return
+    await new Promise<void>((resolve, reject) => {
+      this.#take({
+        batch: undefined,
+        baseOffset: end,
+        endOffset: end,
+        acks: 'durable',
+        appendTimeMs: undefined,
+        resolve: () => resolve(),
+        // Refused with what was before it: then nothing of that is left to flush.
+        reject: (error) => (this.#stopped === undefined ? resolve() : reject(error)),
+      })
+    })
   }
 
   /** Closes the active segment and starts the next, unless it is empty. */
   async roll(): Promise<void> {
     if (this.#stopped !== undefined) throw this.#stopped
-    this.#rollAsked = true
+    if (this.#rollAsked === undefined) {
+      let settle = (): void => {}
+      const done = new Promise<void>((resolve) => {
+        settle = resolve
+      })
+      this.#rollAsked = { done, settle }
+    }
+    const { done } = this.#rollAsked
     this.#startWriting()
-    while (this.#writing !== undefined) await this.#writing
+    await done
     if (this.#stopped !== undefined) throw this.#stopped
   }
 
   /** Flushes what was enqueued and refuses everything later with `error`. */
   async close(error: BrokerError): Promise<void> {
+    this.#refusing ??= error
     try {
       if (this.#stopped === undefined) await this.flush()
+      while (this.#writing !== undefined) await this.#writing
+      while (this.#syncing !== undefined) await this.#syncing
     } finally {
       this.#stop(error)
     }
@@ -172,6 +205,7 @@ export class FlushQueue {
   #stop(error: BrokerError): void {
     this.#stopped ??= error
     this.#cancelBackground?.()
+    this.#rollAsked?.settle()
     this.#queued.clear()
     let entry = this.#waiting.shift()
     while (entry !== undefined) {
@@ -195,35 +229,50 @@ export class FlushQueue {
   #writingEnded(): void {
     this.#writing = undefined
     // What came in between the loop's last look and now must not be left lying.
-    if (this.#queued.length > 0) this.#startWriting()
+    if (this.#queued.length > 0 || this.#rollAsked !== undefined) this.#startWriting()
   }
 
   async #writeAll(): Promise<void> {
     while (this.#stopped === undefined) {
       const head = this.#queued.peek()
-      if (head === undefined && !this.#rollAsked) return
-      const held = this.#host.hold()
-      if (held !== undefined) {
-        try {
+      if (this.#rollAsked !== undefined) {
+        await this.#rollAsAsked()
+        continue
+      }
+      if (head === undefined) return
+      // A checkpoint that failed, or indexes that cannot be read for want of a descriptor: it may pass, nothing has been written.
+      try {
+        const held = this.#host.hold()
+        if (held !== undefined) {
           await held
-        } catch (error) {
-          this.#refuseQueued(toAppendError(error))
+          continue
         }
+        if (!this.#active.indexesLoaded) await this.#active.indexes()
+      } catch (error) {
+        this.#refuseQueued(toAppendError(error))
         continue
       }
-      if (!this.#active.indexesLoaded) await this.#active.indexes()
-      if (this.#rollAsked || (head !== undefined && this.#mustRollFor(head))) {
-        this.#rollAsked = false
-        if (this.#active.position > 0) await this.#roll()
+      if (this.#stopped !== undefined) return
+      if (this.#mustRollFor(head)) {
+        await this.#roll()
         continue
       }
-      if (head === undefined) continue
       const unflushed = this.#active.position - this.#durable.position
       if (unflushed > 0 && unflushed + bytesOf(head) > MAX_UNFLUSHED_BYTES) {
         await this.#sync()
         continue
       }
       await this.#writeGroup(MAX_UNFLUSHED_BYTES - unflushed)
+    }
+  }
+
+  async #rollAsAsked(): Promise<void> {
+    const asked = this.#rollAsked
+    this.#rollAsked = undefined
+    try {
+      if (this.#active.position > 0) await this.#roll()
+    } finally {
+      asked?.settle()
     }
   }
 
@@ -278,19 +327,23 @@ export class FlushQueue {
     while (this.#syncing !== undefined) await this.#syncing
     if (this.#stopped !== undefined) return
     try {
-      await this.#active.file.truncate(this.#active.position)
-    } catch (truncateError) {
+      const { file, position } = this.#active
+      // On a disk that takes no writes (EROFS) nothing is there to be cut, nor could it be.
+      if (refusal.code !== 'READ_ONLY' || (await file.size()) !== position) {
+        await file.truncate(position)
+        await this.#sync()
+      }
+    } catch (cutError) {
       this.#stop(
         new BrokerError(
-          'STORAGE_ERROR',
-          `a write failed and its remains could not be cut off: the partition takes no more appends`,
+          refusal.code === 'READ_ONLY' ? 'READ_ONLY' : 'STORAGE_ERROR',
+          'a write failed and its remains could not be cut off: the partition takes no more appends',
           {},
-          truncateError,
+          cutError,
         ),
       )
       return
     }
-    await this.#sync()
     if (this.#stopped !== undefined) return
     this.#refuseQueued(refusal)
   }
@@ -298,6 +351,7 @@ export class FlushQueue {
   /** Turns away all that has an offset but is not written. One step, without an await: nothing can slip in between. */
   #refuseQueued(error: BrokerError): void {
     this.#queued.clear()
+    this.#assignedEnd = this.#writtenEnd
     this.#host.rolledBack(this.#writtenEnd)
     if (this.#wantedDurableEnd > this.#writtenEnd) this.#wantedDurableEnd = this.#writtenEnd
     this.#release()
@@ -363,14 +417,7 @@ export class FlushQueue {
       await this.#active.file.sync()
     } catch (error) {
       this.#syncing = undefined
-      this.#stop(
-        new BrokerError(
-          'FLUSH_FAILED',
-          'a flush to disk failed: whether the records are kept is unknown until the broker is up again',
-          {},
-          error,
-        ),
-      )
+      this.#stop(toFlushFailed(error))
       this.#host.flushFailed(error)
       return
     }
@@ -396,11 +443,6 @@ export class FlushQueue {
   }
 }
 
-/** A failure after which nothing may go on: a sync that did not succeed. */
-export class FlushError extends Error {
-  override readonly name: string = 'FlushError'
-}
-
 function bytesOf(entry: QueuedBatch): number {
   return entry.batch?.length ?? 0
 }
@@ -414,9 +456,20 @@ const CODE_OF: Readonly<Record<string, ErrorCode>> = {
   ENFILE: 'TOO_MANY_OPEN_FILES',
 }
 
+/** What everyone who waits is told when a flush has failed. */
+export function toFlushFailed(error: unknown): BrokerError {
+  return new BrokerError(
+    'FLUSH_FAILED',
+    'a flush to disk failed: whether the records are kept is unknown until the broker is up again',
+    {},
+    error,
+  )
+}
+
 /** What a producer is told about a failed write. */
 export function toAppendError(error: unknown): BrokerError {
   if (error instanceof BrokerError) return error
+  if (error instanceof FlushError) return toFlushFailed(error)
   const systemCode = findSystemCode(error)
   const code = CODE_OF[systemCode ?? ''] ?? 'STORAGE_ERROR'
   const why = systemCode === undefined ? '' : ` (${systemCode})`

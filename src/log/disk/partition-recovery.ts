@@ -65,6 +65,7 @@ class PartitionRecovery {
   readonly #damage = new DamageMap()
   readonly #segments = new SegmentList()
   readonly #unsealed: SealedSegment[] = []
+  #snapshots: readonly Offset[] = []
   #epochs: EpochHistory
   #producers = new ProducerState()
   #lastAppendTimeMs: number
@@ -85,6 +86,7 @@ class PartitionRecovery {
 
   async run(): Promise<RecoveredLog> {
     const names = await this.#listNames()
+    this.#snapshots = names.snapshots
     const { entry, mode } = this.#options
     const bases = names.logs
     if (bases.length === 0) return await this.#startEmpty()
@@ -142,12 +144,12 @@ class PartitionRecovery {
     const { fs } = this.#options.env
     const file = await fs.open(this.#path(base), 'create')
     await fs.syncDirectory(this.#options.directory)
-    return this.#toActive(base, file, EMPTY_ACTIVE_STATE)
+    return this.#toActive(base, file, EMPTY_ACTIVE_STATE, base)
   }
 
-  #toActive(baseOffset: Offset, file: File, state: ActiveState): ActiveSegment {
+  #toActive(baseOffset: Offset, file: File, state: ActiveState, endOffset: Offset): ActiveSegment {
     const { env, directory } = this.#options
-    return new ActiveSegment({ fs: env.fs, directory, baseOffset, file, state })
+    return new ActiveSegment({ fs: env.fs, directory, baseOffset, file, state, endOffset })
   }
 
   /** After a clean stop: the file must end where the checkpoint says, with a good batch. Undefined when it does not: then it is scanned. */
@@ -159,7 +161,9 @@ class PartitionRecovery {
     } finally {
       if (!isGood) await file.close()
     }
-    return isGood ? this.#toActive(entry.activeBase, file, stateOf(entry)) : undefined
+    return isGood
+      ? this.#toActive(entry.activeBase, file, stateOf(entry), entry.durableEnd)
+      : undefined
   }
 
   async #isAsStopped(file: File, entry: CheckpointEntry): Promise<boolean> {
@@ -268,11 +272,12 @@ class PartitionRecovery {
     const { env } = this.#options
     const path = this.#path(from.base)
     const file = await env.fs.open(path, 'write')
-    const uncached = await env.fs.openUncached(path)
+    let uncached: UncachedFile | undefined
     try {
+      uncached = await env.fs.openUncached(path)
       const size = await file.size()
       const start = size < from.state.position ? fromBase(from.base) : from
-      const active = this.#toActive(from.base, file, start.state)
+      const active = this.#toActive(from.base, file, start.state, start.offset)
       const truth = new AgreeingFile(file, uncached)
       const window = new ScanWindow(salvaging(truth), size)
       const judge = (place: ScanEnd): Promise<'torn' | 'damage'> => this.#judge(window, place)
@@ -290,6 +295,9 @@ class PartitionRecovery {
         return { active, end: walk.offset, mustRoll: false }
       }
       return await this.#moveWindow(file, truth, start, walk, size)
+    } catch (error) {
+      await file.close()
+      throw error
     } finally {
       await uncached?.close()
     }
@@ -434,7 +442,7 @@ class PartitionRecovery {
       this.#unsealed.push(sealed)
     }
     await file.close()
-    const active = this.#toActive(base, copy, EMPTY_ACTIVE_STATE)
+    const active = this.#toActive(base, copy, EMPTY_ACTIVE_STATE, base)
     const nowMs = env.clock.wallMs()
     const moved = await scanBatches(
       new ScanWindow(copy, walk.position - start.state.position),
@@ -455,17 +463,20 @@ class PartitionRecovery {
       return
     }
     // Without a checkpoint everything is scanned, so a later snapshot only adds producers whose records are gone.
-    const newest = snapshots.findLast((offset) => mode === 'lost' || offset <= at)
-    if (newest === undefined) return
-    try {
-      const bytes = await readWhole(env.fs, `${directory}/${segmentFileName(newest, 'snapshot')}`)
-      this.#producers = ProducerState.decode(bytes)
-    } catch (error) {
-      if (findSystemCode(error) === undefined && !(error instanceof BrokerError)) throw error
-      env.logger.error(
-        { partition: directory.split('/').at(-1), snapshot: newest },
-        'a snapshot of producer state cannot be read: a producer that retries over this start may be refused',
-      )
+    const usable = snapshots.filter((offset) => mode === 'lost' || offset <= at)
+    for (const offset of usable.toReversed()) {
+      try {
+        const bytes = await readWhole(env.fs, `${directory}/${segmentFileName(offset, 'snapshot')}`)
+        this.#producers = ProducerState.decode(bytes)
+        return
+      } catch (error) {
+        if (findSystemCode(error) === undefined && !(error instanceof BrokerError)) throw error
+        if (error instanceof BrokerError && error.code === 'UNSUPPORTED_FORMAT') throw error
+        env.logger.error(
+          { partition: directory.split('/').at(-1), snapshot: offset },
+          'a snapshot of producer state cannot be read: a producer that retries over this start may be refused',
+        )
+      }
     }
   }
 
@@ -493,6 +504,7 @@ class PartitionRecovery {
       epochs: this.#epochs,
       damage: this.#damage,
       lastAppendTimeMs: this.#lastAppendTimeMs,
+      snapshots: this.#snapshots,
     }
   }
 }

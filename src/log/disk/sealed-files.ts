@@ -67,7 +67,9 @@ export class SealedFiles {
     const entry = this.#touch(path)
     if (entry.indexes !== undefined) return entry.indexes
     const indexes = await load()
-    this.setIndexes(path, indexes)
+    // What someone has put there meanwhile was made from the segment itself.
+    if (entry.indexes !== undefined) return entry.indexes
+    if (!entry.dropped) this.setIndexes(path, indexes)
     return indexes
   }
 

@@ -13,6 +13,7 @@ import {
   readLeaderEpoch,
 } from '../../record/batch-header.ts'
 import type { DamagedRange, DamageMap } from '../../segment/damage-map.ts'
+import type { OffsetIndex } from '../../segment/offset-index.ts'
 import { ScanWindow, findResync } from '../../segment/segment-scan.ts'
 import type { EpochHistory } from '../epoch-history.ts'
 import type { SegmentIndexes } from './sealed-files.ts'
@@ -81,51 +82,64 @@ export class SegmentReader {
     maxBytes: number,
   ): Promise<SegmentChunk | undefined> {
     this.checkReadable(from)
-    const start = await this.#findStart(view, from)
+    const { offsets } = await view.indexes()
+    const start = this.#findStart(view, offsets, offsets.findAtOrBelow(from), from)
     return await view.use(async (file) => {
       const walk = new BatchWalk(salvaging(file), view, start)
-      return await this.#collect(walk, view, from, end, maxBytes)
+      return await this.#collect(walk, view, offsets, from, end, maxBytes)
     })
   }
 
-  async #findStart(view: SegmentView, from: Offset): Promise<{ position: number; offset: Offset }> {
-    let start = { position: 0, offset: view.baseOffset }
-    const { offsets } = await view.indexes()
-    const entry = offsets.findAtOrBelow(from)
-    if (entry >= 0) {
-      start = { position: offsets.positionAt(entry), offset: offsets.offsetAt(entry) }
-    }
+  /** Where to begin: entry number `entry` of the index (or below), or behind damage that ends later. */
+  #findStart(view: SegmentView, offsets: OffsetIndex, entry: number, from: Offset): WalkStart {
+    const start =
+      entry < 0
+        ? { position: 0, offset: view.baseOffset, entry: -1 }
+        : { position: offsets.positionAt(entry), offset: offsets.offsetAt(entry), entry }
     const damaged = this.#damage.findLastEndingAtOrBelow(view.baseOffset, from)
-    if (damaged !== undefined && damaged.end > start.offset) {
-      start = { position: damaged.endPosition, offset: damaged.end }
-    }
-    return start
+    return damaged !== undefined && damaged.end > start.offset
+      ? { position: damaged.endPosition, offset: damaged.end, entry: -1 }
+      : start
   }
 
   async #collect(
     walk: BatchWalk,
     view: SegmentView,
+    offsets: OffsetIndex,
     from: Offset,
     end: Offset,
     maxBytes: number,
   ): Promise<SegmentChunk | undefined> {
     let wanted = Math.max(maxBytes, SMALLEST_READ_BYTES)
+    let suspect: WalkStart | undefined
+    let stepBack = 1
     for (;;) {
       const have = await walk.load(wanted)
       if (have === 0 && walk.offset >= view.endOffset) return undefined
-      const step = this.#takeFrom(walk, from, end, maxBytes)
-      if (step.kind === 'chunk') return step.chunk
+      const step = this.#takeFrom(walk, view, from, end, maxBytes)
+      if (step.kind === 'chunk') {
+        if (suspect !== undefined) view.distrustIndexes()
+        return step.chunk
+      }
       if (step.kind === 'more') {
         wanted = Math.max(step.bytes, maxBytes)
         continue
       }
-      if (walk.isAtStart && walk.position > 0 && this.#damage.ranges.length === 0) {
-        // Nothing fits where the index sent us: look from the segment's beginning, and have the index made anew.
-        view.distrustIndexes()
-        walk.restart(view.baseOffset)
+      wanted = Math.max(maxBytes, SMALLEST_READ_BYTES)
+      if (!walk.isVerifying) {
+        // A batch that was passed over on its header's word may be the damaged one: once more, believing only checksums.
+        walk.verifyFrom(walk.start)
         continue
       }
-      const range = await this.#noteDamage(walk, view)
+      if (walk.isAtStart && walk.start.entry >= 0) {
+        // No such batch where the index sent us: it is wrong, or that very batch is damaged. From further back the two can be told apart.
+        suspect ??= walk.start
+        walk.verifyFrom(this.#findStart(view, offsets, walk.start.entry - stepBack, from))
+        stepBack *= 2
+        continue
+      }
+      const range = await this.#noteDamage(walk, view, offsets)
+      if (range.start === suspect?.offset) suspect = undefined
       if (range.end > from) throw this.#quarantined(from, range)
       walk.jump(range.endPosition, range.end)
     }
@@ -134,6 +148,7 @@ export class SegmentReader {
   /** Walks through what is loaded. Believes a batch that is to be served only with its checksum. */
   #takeFrom(
     walk: BatchWalk,
+    view: SegmentView,
     from: Offset,
     end: Offset,
     maxBytes: number,
@@ -156,38 +171,45 @@ export class SegmentReader {
         const isThere = needed <= walk.bytesLeft && needed <= this.#maxBatchBytes
         return isThere ? { kind: 'more', bytes: needed } : { kind: 'bad' }
       }
-      if (!this.#fits(bytes, walk)) {
+      const next = this.#fits(bytes, walk, view)
+        ? toOffset(readEndOffset(bytes, walk.at))
+        : undefined
+      if (next === undefined) {
         return firstAt >= 0 ? { kind: 'chunk', chunk: chunk() } : { kind: 'bad' }
       }
       const size = readBatchBytes(bytes, walk.at)
-      const next = toOffset(readEndOffset(bytes, walk.at))
-      if (next > end) return { kind: 'chunk', chunk: firstAt >= 0 ? chunk() : undefined }
-      if (next > from) {
-        if (firstAt >= 0 && walk.at + size - firstAt > maxBytes) {
-          return { kind: 'chunk', chunk: chunk() }
-        }
-        if (!isCrcValid(bytes, walk.at)) {
-          return firstAt >= 0 ? { kind: 'chunk', chunk: chunk() } : { kind: 'bad' }
-        }
-        if (firstAt < 0) firstAt = walk.at
+      if (firstAt >= 0 && next <= end && walk.at + size - firstAt > maxBytes) {
+        return { kind: 'chunk', chunk: chunk() }
       }
+      // Also one that seems to reach past `end`: where it ends is only known if its checksum holds.
+      if ((next > from || walk.isVerifying) && !isCrcValid(bytes, walk.at)) {
+        return firstAt >= 0 ? { kind: 'chunk', chunk: chunk() } : { kind: 'bad' }
+      }
+      if (next > end) return { kind: 'chunk', chunk: firstAt >= 0 ? chunk() : undefined }
+      if (next > from && firstAt < 0) firstAt = walk.at
       walk.advance(size, next)
     }
   }
 
-  #fits(bytes: Uint8Array, walk: BatchWalk): boolean {
+  #fits(bytes: Uint8Array, walk: BatchWalk, view: SegmentView): boolean {
     return (
       isPlausibleHeader(bytes, walk.at, this.#maxBatchBytes) &&
       readBaseOffset(bytes, walk.at) === walk.offset &&
+      readEndOffset(bytes, walk.at) <= view.endOffset &&
       this.#epochs.allows(readLeaderEpoch(bytes, walk.at), walk.offset)
     )
   }
 
-  async #noteDamage(walk: BatchWalk, view: SegmentView): Promise<DamagedRange> {
-    const { offsets } = await view.indexes()
-    const hints: number[] = []
+  async #noteDamage(
+    walk: BatchWalk,
+    view: SegmentView,
+    offsets: OffsetIndex,
+  ): Promise<DamagedRange> {
+    const hints: { readonly position: number; readonly offset: number }[] = []
     const first = offsets.findAfterPosition(walk.position)
-    for (let i = first; i >= 0 && i < offsets.count; i++) hints.push(offsets.positionAt(i))
+    for (let i = first; i >= 0 && i < offsets.count; i++) {
+      hints.push({ position: offsets.positionAt(i), offset: offsets.offsetAt(i) })
+    }
     const rules = {
       minEpoch: 0,
       maxEpoch: this.#epochs.latest,
@@ -218,6 +240,14 @@ export class SegmentReader {
   }
 }
 
+/** Where a walk begins. */
+interface WalkStart {
+  readonly position: number
+  readonly offset: Offset
+  /** The number of the index entry that says so; -1 when it is the segment's beginning, or behind known damage. */
+  readonly entry: number
+}
+
 /** A place in a segment's file, and the bytes that have been read from there. */
 class BatchWalk {
   readonly file: UncachedFile
@@ -227,11 +257,16 @@ class BatchWalk {
   offset: Offset
   #loadedFrom: number
   #end: number
+  /** Nothing has been believed since `start`. */
   isAtStart = true
+  /** Whether batches are passed over only with their checksum. */
+  isVerifying = false
+  start: WalkStart
 
-  constructor(file: UncachedFile, view: SegmentView, start: { position: number; offset: Offset }) {
+  constructor(file: UncachedFile, view: SegmentView, start: WalkStart) {
     this.file = file
     this.offset = start.offset
+    this.start = start
     this.#loadedFrom = start.position
     this.#end = view.sizeBytes
   }
@@ -263,8 +298,12 @@ class BatchWalk {
     this.isAtStart = false
   }
 
-  restart(baseOffset: Offset): void {
-    this.jump(0, baseOffset)
+  /** Begins again at `start`, which may lie further back, and believes nothing without a checksum. */
+  verifyFrom(start: WalkStart): void {
+    this.jump(start.position, start.offset)
+    this.start = start
+    this.isAtStart = true
+    this.isVerifying = true
   }
 
   jump(position: number, offset: Offset): void {

@@ -6,10 +6,10 @@ import { readWhole, replaceFile } from '../../fs/file-system.ts'
 import type { File, UncachedFile } from '../../fs/file-system.ts'
 import { readBaseOffset, readMaxTimestamp } from '../../record/batch-header.ts'
 import { OffsetIndex } from '../../segment/offset-index.ts'
-import { parseSegmentFileName, segmentFileName } from '../../segment/segment-names.ts'
+import { segmentFileName } from '../../segment/segment-names.ts'
 import { decodeSeal, encodeSeal } from '../../segment/segment-seal.ts'
 import type { SegmentSeal } from '../../segment/segment-seal.ts'
-import { ScanWindow, scanBatches } from '../../segment/segment-scan.ts'
+import { ScanWindow, findResync, scanBatches } from '../../segment/segment-scan.ts'
 import { TimeIndex } from '../../segment/time-index.ts'
 import type { ActiveSegment } from './active-segment.ts'
 import type { DiskEnvironment } from './disk-environment.ts'
@@ -17,18 +17,21 @@ import { salvaging } from './segment-reader.ts'
 import type { SealedSegment } from './segment-list.ts'
 import type { SegmentIndexes } from './sealed-files.ts'
 
-/** Snapshots of producer state that are kept: the newest, and the one before it in case the newest is damaged. */
-const KEPT_SNAPSHOTS = 2
-
 /** Writes, reads, checks and remakes the files that stand beside a sealed segment's log file. */
 export class SegmentSealer {
   readonly #env: DiskEnvironment
   readonly #directory: string
+  readonly #inBackground: DiskEnvironment['inBackground']
   readonly #busy = new Set<Offset>()
 
-  constructor(env: DiskEnvironment, directory: string) {
+  constructor(
+    env: DiskEnvironment,
+    directory: string,
+    inBackground: DiskEnvironment['inBackground'],
+  ) {
     this.#env = env
     this.#directory = directory
+    this.#inBackground = inBackground
   }
 
   isBusyWith(segment: SealedSegment): boolean {
@@ -42,6 +45,8 @@ export class SegmentSealer {
       active.isSealed = true
       const { offsets, times } = await active.indexes()
       active.finishTimeIndex()
+      // Readers that come before the files are written must not make do with what lies on the disk.
+      this.#env.sealedFiles.setIndexes(active.path, { offsets, times })
       await this.#write(
         active.baseOffset,
         endOffset,
@@ -52,9 +57,9 @@ export class SegmentSealer {
           logCrc: active.state.crc,
         },
       )
-      await active.file.close()
     } finally {
       this.#busy.delete(active.baseOffset)
+      await active.file.close()
     }
   }
 
@@ -107,7 +112,7 @@ export class SegmentSealer {
       segment.facts ??= { sizeBytes: seal.sizeBytes, maxTimestampMs: seal.maxTimestampMs }
       return
     }
-    const scan = await this.scanIndexes(file, segment.baseOffset, sizeBytes, sizeBytes + 1)
+    const scan = await this.scanIndexes(file, segment.baseOffset, sizeBytes, sizeBytes + 1, false)
     segment.facts ??= { sizeBytes, maxTimestampMs: scan.maxTimestampMs }
   }
 
@@ -129,12 +134,12 @@ export class SegmentSealer {
         { directory: this.#directory.split('/').at(-1), segment: baseOffset },
         'an index is missing or damaged: rebuilding it from the log',
       )
-      this.#env.inBackground(`rebuild an index at ${baseOffset}`, () =>
+      this.#inBackground(`rebuild an index at ${baseOffset}`, () =>
         this.rebuild(segment, endOffset, 4096),
       )
     }
     return {
-      offsets: OffsetIndex.decode(baseOffset, index, size).index,
+      offsets: OffsetIndex.decode(baseOffset, index, size, endOffset).index,
       times: TimeIndex.decode(baseOffset, timeindex, endOffset).index,
     }
   }
@@ -149,17 +154,24 @@ export class SegmentSealer {
     }
   }
 
-  /** Makes indexes and seal of a sealed segment anew. A damaged log file gets indexes of its good part, and no seal. */
+  /** Makes indexes and seal of a sealed segment anew. A damaged log file gets indexes of what is good in it, and no seal. */
   async rebuild(segment: SealedSegment, endOffset: Offset, intervalBytes: number): Promise<void> {
     if (this.isBusyWith(segment)) return
     this.#busy.add(segment.baseOffset)
     try {
       await this.#env.sealedFiles.use(segment.path, async (file) => {
         const sizeBytes = await file.size()
-        const made = await this.scanIndexes(file, segment.baseOffset, sizeBytes, intervalBytes)
+        // With checksums: a seal must not vouch for rot.
+        const made = await this.scanIndexes(
+          file,
+          segment.baseOffset,
+          sizeBytes,
+          intervalBytes,
+          true,
+        )
         this.#env.sealedFiles.setIndexes(segment.path, made)
         segment.facts ??= { sizeBytes, maxTimestampMs: made.maxTimestampMs }
-        if (made.endOffset !== endOffset) return
+        if (!made.isWhole || made.endOffset !== endOffset) return
         await this.#write(segment.baseOffset, endOffset, made, {
           sizeBytes,
           maxTimestampMs: made.maxTimestampMs,
@@ -171,56 +183,55 @@ export class SegmentSealer {
     }
   }
 
-  /** Indexes of the batches in a log file, from its headers, up to the first that does not belong there. */
+  /** Indexes of the batches in a log file, over damage as far as good data can be found behind it. */
   async scanIndexes(
     file: UncachedFile,
     baseOffset: Offset,
     sizeBytes: number,
     intervalBytes: number,
-  ): Promise<SegmentIndexes & { readonly endOffset: Offset; readonly maxTimestampMs: number }> {
+    checkCrc: boolean,
+  ): Promise<
+    SegmentIndexes & {
+      readonly endOffset: Offset
+      readonly maxTimestampMs: number
+      /** Nothing but good batches was met. */
+      readonly isWhole: boolean
+    }
+  > {
     const offsets = new OffsetIndex(baseOffset)
     const times = new TimeIndex(baseOffset)
     let lastIndexed = 0
     let maxTimestampMs = -1
     let maxTimestampOffset = baseOffset
-    const end = await scanBatches(
-      new ScanWindow(salvaging(file), sizeBytes),
-      { position: 0, offset: baseOffset },
-      {
-        minEpoch: 0,
-        maxEpoch: this.#env.incarnation,
-        maxBatchBytes: this.#env.options.maxBatchBytes,
-        checkCrc: false,
-      },
-      (bytes, at, position) => {
-        const offset = toOffset(readBaseOffset(bytes, at))
-        const timestampMs = readMaxTimestamp(bytes, at)
-        if (timestampMs > maxTimestampMs) {
-          maxTimestampMs = timestampMs
-          maxTimestampOffset = offset
-        }
-        if (position - lastIndexed < intervalBytes) return
-        offsets.append(offset, position)
-        if (maxTimestampMs >= 0) times.maybeAppend(maxTimestampMs, maxTimestampOffset)
-        lastIndexed = position
-      },
-    )
-    if (maxTimestampMs >= 0) times.maybeAppend(maxTimestampMs, maxTimestampOffset)
-    return { offsets, times, endOffset: toOffset(end.offset), maxTimestampMs }
-  }
-
-  /** Removes all snapshots but that at `newest` and the one before it. */
-  async removeOldSnapshots(newest: Offset): Promise<void> {
-    const names = await this.#env.fs.list(this.#directory)
-    const offsets = names
-      .map((name) => parseSegmentFileName(name))
-      .filter((parsed) => parsed?.kind === 'snapshot')
-      .map((parsed) => parsed?.baseOffset ?? toOffset(0))
-      .filter((offset) => offset <= newest)
-      .sort((a, b) => b - a)
-    for (const offset of offsets.slice(KEPT_SNAPSHOTS)) {
-      await this.#env.fs.remove(`${this.#directory}/${segmentFileName(offset, 'snapshot')}`)
+    const take = (bytes: Uint8Array, at: number, position: number): void => {
+      const offset = toOffset(readBaseOffset(bytes, at))
+      const timestampMs = readMaxTimestamp(bytes, at)
+      if (timestampMs > maxTimestampMs) {
+        maxTimestampMs = timestampMs
+        maxTimestampOffset = offset
+      }
+      if (position - lastIndexed < intervalBytes) return
+      offsets.append(offset, position)
+      if (maxTimestampMs >= 0) times.maybeAppend(maxTimestampMs, maxTimestampOffset)
+      lastIndexed = position
     }
+    const window = new ScanWindow(salvaging(file), sizeBytes)
+    const rules = {
+      minEpoch: 0,
+      maxEpoch: this.#env.incarnation,
+      maxBatchBytes: this.#env.options.maxBatchBytes,
+      checkCrc,
+    }
+    let end = await scanBatches(window, { position: 0, offset: baseOffset }, rules, take)
+    let isWhole = true
+    while (end.reason === 'bad') {
+      isWhole = false
+      const next = await findResync(window, end, rules, Infinity, [])
+      if (next === undefined) break
+      end = await scanBatches(window, next, rules, take)
+    }
+    if (maxTimestampMs >= 0) times.maybeAppend(maxTimestampMs, maxTimestampOffset)
+    return { offsets, times, endOffset: toOffset(end.offset), maxTimestampMs, isWhole }
   }
 
   /**

@@ -277,7 +277,10 @@ async function checkPartition(
     const maxBytes = n === 0 ? random.pick([1, 300, 100_000]) : 1
     await readFrom(partition, log, from, maxBytes, hit, n === 0 ? Infinity : 2)
   }
-  if (hit === undefined) await checkTimestamps(partition, log, random)
+  // A log start that went back with a damaged checkpoint points at what is deleted.
+  if (hit === undefined && log.logStartOffset === partition.logStart) {
+    await checkTimestamps(partition, log, random)
+  }
 }
 
 /** Reads `most` times from `from` on, over damage, and checks each record. */
