@@ -1,3 +1,4 @@
+import { unreachable } from '../src/common/assert.ts'
 import { produceLoad, type ProduceLoadOptions, type ProduceLoadResult } from './produce-load.ts'
 import { ReadLoad, type ReadLoadOptions, type ReadLoadResult } from './read-load.ts'
 
@@ -28,6 +29,8 @@ async function handle(request: LoadRequest): Promise<LoadAnswer> {
     case 'finish':
       if (reading === undefined) throw new Error('nothing is being read')
       return { type: 'read', result: await reading.finish(request.sent) }
+    default:
+      return unreachable(request)
   }
 }
 

@@ -1,3 +1,4 @@
+import { unreachable } from '../src/common/assert.ts'
 import { parseBytes, parseDurationMs } from '../src/common/units.ts'
 
 /** An open loop's rate: so many records or bytes of values a second. */
@@ -103,6 +104,8 @@ function parse(name: string, spec: OptionSpec, text: string): unknown {
       return /^\d{1,15}$/.test(text)
         ? atLeast(Number(text), spec, fail)
         : fail('is no whole number')
+    default:
+      return unreachable(spec.kind)
   }
 }
 

@@ -2,6 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { formatBytes } from '../src/common/units.ts'
 import { Histogram, type HistogramCounts } from './histogram.ts'
 import type { MachineFacts } from './machine.ts'
+import type { Rate } from './options.ts'
 
 /** Numbers of one run, by name. The unit ends the name, and the table shows it by that. */
 export type RunFigures = Readonly<Record<string, number | undefined>>
@@ -59,7 +60,7 @@ export function formatReport(report: Report): string {
   const { machine, runs, medians } = report
   const settings = Object.entries(report.options)
     .filter(([, value]) => value !== undefined && value !== false)
-    .map(([name, value]) => `${name}=${typeof value === 'object' ? JSON.stringify(value) : value}`)
+    .map(([name, value]) => `${name}=${formatOption(value)}`)
   const lines = [
     `${report.command}  ${settings.join(' ')}`,
     `${machine.cores} x ${machine.cpu}, ${formatBytes(machine.memoryBytes)}, ${machine.platform} ${machine.kernel}, ${machine.fileSystem}, load ${machine.loadAverage}`,
@@ -81,6 +82,12 @@ export function formatReport(report: Report): string {
   }
   lines.push('', report.verified, '')
   return lines.join('\n')
+}
+
+function formatOption(value: unknown): string {
+  if (typeof value !== 'object' || value === null) return String(value)
+  const { perSecond, unit } = value as Rate // The only option that is an object.
+  return `${perSecond} ${unit}/s`
 }
 
 export function writeJson(report: Report, file: string): void {

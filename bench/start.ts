@@ -15,7 +15,7 @@ import { findMachineFacts } from './machine.ts'
 import { type Options, type OptionSpecs, parseOptions } from './options.ts'
 import { mediansOf, type Report, type RunFigures } from './report.ts'
 import { SparseFileSystem } from './sparse-file-system.ts'
-import { findUsage } from './usage.ts'
+import { findReadBytes, findUsage } from './usage.ts'
 import { VerificationError } from './verifier.ts'
 
 const SPECS = {
@@ -27,6 +27,12 @@ const SPECS = {
     about: 'data of all partitions together, in sparse files',
   },
   segment: { kind: 'bytes', default: '32MiB', least: MIB, about: 'size of a segment' },
+  batch: {
+    kind: 'bytes',
+    default: '1MiB',
+    least: 128 * 1024,
+    about: 'size of a batch: a start looks at the last one of each partition',
+  },
   dirty: {
     kind: 'bytes',
     default: '96MiB',
@@ -41,7 +47,6 @@ export const START_OPTIONS: OptionSpecs = SPECS
 type StartOptions = Options<typeof SPECS>
 
 const TOPIC = 'archive'
-const BATCH_BYTES: number = 4 * MIB
 const DIRTY_VALUE_BYTES = 16 * 1024
 /** Partitions that are filled, or asked about, at the same time. */
 const AT_ONCE = 64
@@ -80,7 +85,7 @@ export async function startBench(argv: readonly string[], cleanup: Cleanup): Pro
     machine,
     runs,
     medians: mediansOf(runs),
-    verified: `After each start all ${options.partitions} partitions ended where the last acknowledgement had said. Ready: from the birth of the process until it says so; recovery: the broker's own report.`,
+    verified: `After each start all ${options.partitions} partitions ended where the last acknowledgement had said. Ready: from the birth of the process until it says so; recovery and scanned: the broker's own report. Read: all that the process has read until then, its program included.`,
   }
 }
 
@@ -88,6 +93,7 @@ interface Started {
   readonly broker: BrokerProcess
   readonly report: BrokerStart
   readonly peakRssBytes: number | undefined
+  readonly readBytes: number | undefined
 }
 
 async function start(
@@ -103,14 +109,20 @@ async function start(
   cleanup.add(() => broker.kill().then(() => undefined))
   if (broker.start === undefined)
     throw new Error(`the broker did not report its start: ${broker.log}`)
-  return { broker, report: broker.start, peakRssBytes: findUsage(broker.pid)?.peakRssBytes }
+  return {
+    broker,
+    report: broker.start,
+    peakRssBytes: findUsage(broker.pid)?.peakRssBytes,
+    readBytes: findReadBytes(broker.pid),
+  }
 }
 
-function figuresOf(name: string, { broker, report, peakRssBytes }: Started): RunFigures {
+function figuresOf(name: string, { broker, report, peakRssBytes, readBytes }: Started): RunFigures {
   return {
     [`${name}ReadyMs`]: broker.readyMs,
     [`${name}RecoveryMs`]: report.elapsedMs,
     [`${name}ScannedBytes`]: report.scannedBytes,
+    [`${name}ReadBytes`]: readBytes,
     [`${name}PeakRssBytes`]: peakRssBytes,
   }
 }
@@ -143,7 +155,7 @@ async function makeFolder(directory: string, options: StartOptions): Promise<num
         'retention.ms': '-1',
       },
     })
-    const batchBytes = Math.min(BATCH_BYTES, options.segment / 2)
+    const batchBytes = Math.min(options.batch, options.segment / 2)
     const batch = makeZeroBatch(batchBytes)
     const rounds = Math.max(1, Math.round(options.apparent / options.partitions / batch.length))
     for (let round = 0; round < rounds; round++) {

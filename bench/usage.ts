@@ -45,3 +45,13 @@ export function peakRss(usages: readonly (Usage | undefined)[]): number | undefi
     ? undefined
     : peaks.reduce<number>((sum, peak) => sum + (peak ?? 0), 0)
 }
+
+/** What a process has read so far, from disk or cache alike, its own program included. Undefined where there is no /proc. */
+export function findReadBytes(pid: number): number | undefined {
+  try {
+    const text = /^rchar: (\d+)$/m.exec(readFileSync(`/proc/${pid}/io`, 'utf8'))?.[1]
+    return text === undefined ? undefined : Number(text)
+  } catch {
+    return undefined // No /proc, or no such process any more.
+  }
+}

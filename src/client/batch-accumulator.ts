@@ -76,9 +76,13 @@ class Receipts {
   readonly #partition: number
   readonly #promise: Promise<void>
   readonly #take: () => Receipt
-  /** Place in the batch and timestamp of each send: posted records may lie in between. */
-  readonly #indexes: number[] = []
-  readonly #timestamps: number[] = []
+  /** Sends whose place in the batch, or whose timestamp, does not follow from the one before: few, so that a send adds nothing here. */
+  readonly #jumps: Jump[] = []
+  #count = 0
+  /** Place and timestamp that the next send has unless it jumps; while answering, those of the next receipt. */
+  #nextIndex = 0
+  #timestampMs = Number.NaN
+  #jumped = 0
   #resolve: () => void = () => undefined
   #reject: (error: MillraceError) => void = () => undefined
   #taken = 0
@@ -95,12 +99,16 @@ class Receipts {
   }
 
   get count(): number {
-    return this.#indexes.length
+    return this.#count
   }
 
   add(index: number, timestampMs: number): Promise<Receipt> {
-    this.#indexes.push(index)
-    this.#timestamps.push(timestampMs)
+    if (index !== this.#nextIndex || timestampMs !== this.#timestampMs) {
+      this.#jumps.push({ at: this.#count, index, timestampMs })
+      this.#timestampMs = timestampMs
+    }
+    this.#nextIndex = index + 1
+    this.#count++
     return this.#promise.then(this.#take)
   }
 
@@ -117,15 +125,28 @@ class Receipts {
     const place = this.#taken++
     const answer = this.#answer
     invariant(answer !== undefined, 'receipts are made of an answer')
+    const jump = this.#jumps[this.#jumped]
+    if (jump?.at === place) {
+      this.#jumped++
+      this.#nextIndex = jump.index
+      this.#timestampMs = jump.timestampMs
+    }
     return new BatchReceipt(
       this.#topic,
       this.#partition,
       // The broker's own number, checked on decoding; NaN for acks none.
-      (answer.baseOffset + (this.#indexes[place] ?? Number.NaN)) as Offset,
-      answer.appendTimeMs ?? this.#timestamps[place] ?? Number.NaN,
+      (answer.baseOffset + this.#nextIndex++) as Offset,
+      answer.appendTimeMs ?? this.#timestampMs,
       answer.duplicate,
     )
   }
+}
+
+interface Jump {
+  /** Of which send. */
+  readonly at: number
+  readonly index: number
+  readonly timestampMs: number
 }
 
 class OpenBatch {

@@ -31,6 +31,7 @@ const MOST_BYTES_PER_UNIT = 3
 const LAST_WORD_MS = 5000
 /** Batch buffers kept for the next batches: what six partitions have under way. */
 const POOLED_BUFFERS = 32
+const RECORDS_PER_STAMP = 64
 const EXPIRY_CHECK_MS = 1_000
 
 /** After these the route that we know may be wrong. */
@@ -164,6 +165,9 @@ export class LogProducer implements Producer {
   #lastTopic: unknown
   #lastHandle: Handle | undefined
   #scheduled: LaneAccumulator[] = []
+  #stampMs = 0
+  #stampsLeft = 0
+  #isStampEnding = false
   #buffered = 0
   #parkedBytes = 0
   #parkedRecords = 0
@@ -344,8 +348,7 @@ export class LogProducer implements Producer {
     const value = given === null ? undefined : handle.encodeValue(given)
     const key = record.key === undefined ? undefined : handle.encodeKey(record.key)
     const headers = record.headers === undefined ? undefined : encodeHeaders(record.headers)
-    const timestampMs =
-      record.timestamp === undefined ? this.#clock.wallMs() : record.timestamp.getTime()
+    const timestampMs = record.timestamp === undefined ? this.#nowMs() : record.timestamp.getTime()
     const mustWait =
       lane.route === undefined ||
       lane.parked.length > 0 ||
@@ -361,6 +364,29 @@ export class LogProducer implements Producer {
     }
     const accumulator = this.#append(lane, key, value, timestampMs, headers, record.partition)
     return wantsReceipt ? accumulator.promiseReceipt(timestampMs) : undefined
+  }
+
+  /**
+   * The wall clock, looked at once for up to 64 records of one turn of the event loop: a look costs 60 ns, a twentieth of all that a record
+   * costs (bench produce --cpu-prof).
+   */
+  #nowMs(): number {
+    if (this.#stampsLeft > 0) {
+      this.#stampsLeft--
+      return this.#stampMs
+    }
+    this.#stampMs = this.#clock.wallMs()
+    this.#stampsLeft = RECORDS_PER_STAMP - 1
+    if (!this.#isStampEnding) {
+      this.#isStampEnding = true
+      setImmediate(this.#endStamp)
+    }
+    return this.#stampMs
+  }
+
+  readonly #endStamp = (): void => {
+    this.#isStampEnding = false
+    this.#stampsLeft = 0
   }
 
   #append(

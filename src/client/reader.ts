@@ -23,7 +23,7 @@ import { type ParsedPosition, parsePosition } from './position.ts'
 import { Backoff } from './retry.ts'
 
 const DEFAULT_PREFETCH_BYTES: number = 8 * MIB
-const LARGEST_FETCH_BYTES: number = MIB
+const LARGEST_FETCH_BYTES: number = 512 * KIB
 const SMALLEST_FETCH_BYTES: number = 64 * KIB
 /** A read that must end gives up when nothing has come for so long. One that follows goes on for ever. */
 const PATIENCE_MS = 120_000

@@ -266,19 +266,19 @@ class ResyncSearch {
       isPlausibleHeader(header, 0, this.#rules.maxBatchBytes) &&
       readBaseOffset(header, 0) === offset
     const endOffset = isItself ? readEndOffset(header, 0) : undefined
+    let stated: Resync | 'end of file' | undefined
     for (let bit = -1; bit < 32; bit++) {
       const size = BATCH_PREFIX_BYTES + (bit < 0 ? length : (length ^ (1 << bit)) >>> 0)
       const end = position + size
       if (size < BATCH_HEADER_BYTES || size > this.#rules.maxBatchBytes) continue
       if (end > this.#window.end) continue
-      const isEnd = end === this.#window.end
-      const next = isEnd ? undefined : await this.findGood(end, endOffset)
-      if (!isEnd && next === undefined) continue
-      // A good batch behind it is proof enough of the length as it stands; everything else wants the batch's own checksum.
-      if (bit < 0 && (isItself || next !== undefined)) return next ?? 'end of file'
-      if (await this.#hasCrc(position, size, crc)) return next ?? 'end of file'
+      const next = end === this.#window.end ? 'end of file' : await this.findGood(end, endOffset)
+      if (next === undefined) continue
+      // Proven: it is the length that is wrong, or nothing that the checksum covers.
+      if (await this.#hasCrc(position, size, crc)) return next
+      if (bit < 0) stated = next
     }
-    return undefined
+    return stated
   }
 
   async findByEachByte(): Promise<Resync | undefined> {

@@ -66,6 +66,8 @@ export class ActiveSegment {
   /** Entries that the files hold already. Until the files have been read, what is in memory begins where they end. */
   #indexOnDisk = 0
   #timeIndexOnDisk = 0
+  /** The files hold those entries and nothing behind them. Not known of what an earlier run has left. */
+  #areFilesExact = false
   #loaded: Promise<void> | undefined
   #isLoaded: boolean
   /** False when the files on the disk were damaged or short, so that a rebuild pays. */
@@ -155,7 +157,10 @@ export class ActiveSegment {
   /** The indexes, whole. Reads the files the first time. */
   async indexes(): Promise<{ readonly offsets: OffsetIndex; readonly times: TimeIndex }> {
     if (!this.#isLoaded) {
-      this.#loaded ??= this.#load()
+      // A failure, for want of a descriptor say, is not for ever.
+      this.#loaded ??= this.#load().finally(() => {
+        this.#loaded = undefined
+      })
       await this.#loaded
     }
     return { offsets: this.#index, times: this.#timeIndex }
@@ -228,6 +233,7 @@ export class ActiveSegment {
     this.#timeIndex = times
     this.#indexOnDisk = 0
     this.#timeIndexOnDisk = 0
+    this.#areFilesExact = false
     this.#sound = true
     this.#isLoaded = true
   }
@@ -237,6 +243,9 @@ export class ActiveSegment {
     if (this.isSealed) return
     if (!this.#isLoaded && this.#index.count === 0) return
     await this.indexes()
+    const isNothingNew =
+      this.#index.count === this.#indexOnDisk && this.#timeIndex.count === this.#timeIndexOnDisk
+    if (isNothingNew && this.#areFilesExact) return
     await this.#extend('index', this.#indexOnDisk * OFFSET_INDEX_ENTRY_BYTES, () => {
       const from = this.#indexOnDisk
       this.#indexOnDisk = this.#index.count
@@ -247,6 +256,7 @@ export class ActiveSegment {
       this.#timeIndexOnDisk = this.#timeIndex.count
       return this.#timeIndex.encode(from)
     })
+    this.#areFilesExact = true
   }
 
   async #extend(
@@ -256,6 +266,7 @@ export class ActiveSegment {
   ): Promise<void> {
     const path = `${this.#directory}/${segmentFileName(this.baseOffset, kind)}`
     const exists = (await this.#fs.findStat(path)) !== undefined
+    if (!exists && (kind === 'index' ? this.#index : this.#timeIndex).count === 0) return
     const file = await this.#fs.open(path, exists ? 'write' : 'create')
     try {
       if ((await file.size()) > validBytes) await file.truncate(validBytes)

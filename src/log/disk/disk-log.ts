@@ -424,7 +424,9 @@ export class DiskLog implements PartitionLog {
           return await work(file)
         }),
       indexes: () =>
-        sealedFiles.indexes(segment.path, () => this.#sealer.loadIndexes(segment, endOffset)),
+        sealedFiles.indexes(segment.path, () =>
+          this.#sealer.loadIndexes(segment, endOffset, this.#config.indexIntervalBytes),
+        ),
       distrustIndexes: () => this.#sealLater(segment),
     }
   }

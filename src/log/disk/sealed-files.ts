@@ -57,7 +57,7 @@ export class SealedFiles {
       entry.users--
       if (entry.dropped && entry.users === 0) await this.#close(entry)
       else if (this.#openFiles > this.#maxFiles) {
-        await this.#closeIdle(this.#openFiles - this.#maxFiles)
+        await this.#closeIdle(this.#maxFiles)
       }
     }
   }
@@ -135,18 +135,16 @@ export class SealedFiles {
             error,
           )
         }
-        await this.#closeIdle(Math.ceil(this.#openFiles / 2))
+        await this.#closeIdle(Math.floor(this.#openFiles / 2))
       }
     }
   }
 
+  /** Closes files that nobody uses until no more than `most` are open. */
   async #closeIdle(most: number): Promise<void> {
-    let left = most
     for (const entry of this.#entries.values()) {
-      if (left === 0) return
-      if (entry.users > 0 || entry.file === undefined) continue
-      left--
-      await this.#close(entry)
+      if (this.#openFiles <= most) return
+      if (entry.users === 0 && entry.file !== undefined) await this.#close(entry)
     }
   }
 
@@ -154,8 +152,8 @@ export class SealedFiles {
     const opening = entry.file
     if (opening === undefined) return
     entry.file = undefined
+    this.#openFiles-- // Before the await: whoever looks meanwhile must not close another one in its place.
     const file = await opening
-    this.#openFiles--
     await file.close()
   }
 }

@@ -117,7 +117,11 @@ export class SegmentSealer {
   }
 
   /** Reads the indexes of a sealed segment. What is damaged comes back as far as it is good, and a rebuild is begun. */
-  async loadIndexes(segment: SealedSegment, endOffset: Offset): Promise<SegmentIndexes> {
+  async loadIndexes(
+    segment: SealedSegment,
+    endOffset: Offset,
+    intervalBytes: number,
+  ): Promise<SegmentIndexes> {
     const { baseOffset } = segment
     const [index, timeindex, seal] = await Promise.all([
       this.#readIfThere(segmentFileName(baseOffset, 'index')),
@@ -135,7 +139,7 @@ export class SegmentSealer {
         'an index is missing or damaged: rebuilding it from the log',
       )
       this.#inBackground(`rebuild an index at ${baseOffset}`, () =>
-        this.rebuild(segment, endOffset, 4096),
+        this.rebuild(segment, endOffset, intervalBytes),
       )
     }
     return {

@@ -38,12 +38,12 @@ async function makeHarness(syncMs: number): Promise<LogHarness> {
 }
 
 async function complete<T>(settle: () => Promise<void>, promise: Promise<T>): Promise<T> {
-  let isDone = false
+  const state = { isDone: false }
   const mark = (): void => {
-    isDone = true
+    state.isDone = true
   }
   promise.then(mark, mark)
-  while (!isDone) await settle()
+  while (!state.isDone) await settle()
   return await promise
 }
 
