@@ -9,6 +9,7 @@ import { type Options, type OptionSpecs, parseOptions, toRecordsPerSecond } from
 import { produceLoad } from './produce-load.ts'
 import type { ReadLoadOptions, ReadLoadResult } from './read-load.ts'
 import { latencyFigures, mediansOf, type Report, type RunFigures } from './report.ts'
+import { planTimes, produceOne } from './tail-measurement.ts'
 import { monotonicMs } from './values.ts'
 
 const SPECS = {
@@ -33,7 +34,6 @@ const SPECS = {
 export const FANOUT_OPTIONS: OptionSpecs = SPECS
 
 const TOPIC = 'bench'
-const LEAD_MS = 1_000
 
 /** A partition that is written at a steady rate and followed by many. Halfway some of them are stopped, and the others must not notice. */
 export async function fanoutBench(argv: readonly string[], cleanup: Cleanup): Promise<Report> {
@@ -74,12 +74,6 @@ async function measure(
     isStamped: true,
     content: 'random',
   } as const
-  // Readers connect first, which takes its time with a thousand of them: the times below are set when they have. What they count
-  // lies in windows, so they are told of those before: far enough ahead.
-  const startAtMs = monotonicMs() + LEAD_MS + options.readers * 2
-  const measureFromMs = startAtMs + options.warmup
-  const stopAtMs = measureFromMs + options.duration / 2
-  const measureUntilMs = measureFromMs + options.duration
   const makeRead = (count: number, connections: number): ReadLoadOptions => ({
     address: broker.address,
     topic: TOPIC,
@@ -88,7 +82,6 @@ async function measure(
     connections: Math.max(1, connections),
     mode: 'cursor',
     checksBytes: true,
-    edges: [measureFromMs, stopAtMs, measureUntilMs],
     prefetchBytes: undefined,
   })
   await Promise.all(
@@ -99,14 +92,11 @@ async function measure(
     }),
   )
   await stopped?.read(makeRead(options.stopped, 1))
-  const pids = [...readers.map((load) => load.pid), process.pid]
-  const watch = new UsageWatch(broker.process, pids, measureFromMs, measureUntilMs)
-  const stop = stopAt(stopped, stopAtMs)
-  const produced = await produceLoad({
+  const load = {
     address: broker.address,
     topic: TOPIC,
     values,
-    firstProducer: 0,
+    firstProducer: 1,
     producers: 1,
     api: 'send',
     acks: 'durable',
@@ -117,14 +107,23 @@ async function measure(
     recordsPerSecond: toRecordsPerSecond(options.rate, options.payload),
     turnBytes: 64 * 1024,
     maxRecords: undefined,
-    startAtMs,
-    measureFromMs,
-    measureUntilMs,
-  })
+  } as const
+  const first = await produceOne(load)
+  // Nobody knows beforehand how long a thousand readers take to begin, so the clock starts when they have.
+  for (const reader of [...readers, stopped]) await reader?.begun()
+  const times = planTimes(options.warmup, options.duration)
+  const { measureFromMs, measureUntilMs } = times
+  const stopAtMs = measureFromMs + options.duration / 2
+  for (const reader of readers) await reader.measure([measureFromMs, stopAtMs, measureUntilMs])
+  const pids = [...readers.map((reader) => reader.pid), process.pid]
+  const watch = new UsageWatch(broker.process, pids, measureFromMs, measureUntilMs)
+  const stop = stopAt(stopped, stopAtMs)
+  const produced = await produceLoad({ ...load, ...times })
+  const sent = [...first.sent, ...produced.sent]
   await stop
-  const results = await Promise.all(readers.map((load) => load.finish(produced.sent)))
+  const results = await Promise.all(readers.map((load) => load.finish(sent)))
   stopped?.signal('SIGCONT')
-  const late = await stopped?.finish(produced.sent)
+  const late = await stopped?.finish(sent)
   const usage = await watch.figures()
   for (const load of readers) load.end()
   stopped?.end()
@@ -143,7 +142,8 @@ async function measure(
       ...latencyFigures('before', merge(results, 0)),
       ...latencyFigures('whileOneIsStopped', merge(results, 1)),
       ...usage,
-      clientLoopP99Ms: Math.max(...results.map((result) => result.eventLoopP99Ms)),
+      readersLoopP99Ms: Math.max(...results.map((result) => result.eventLoopP99Ms)),
+      producerLoopP99Ms: produced.eventLoopP99Ms,
     },
   }
 }

@@ -6,6 +6,8 @@ import { ReadLoad, type ReadLoadOptions, type ReadLoadResult } from './read-load
 export type LoadRequest =
   | { readonly type: 'produce'; readonly options: ProduceLoadOptions }
   | { readonly type: 'read'; readonly options: ReadLoadOptions }
+  | { readonly type: 'await-begin' }
+  | { readonly type: 'measure'; readonly edges: readonly number[] }
   | { readonly type: 'finish'; readonly sent: readonly number[] }
 
 /** From it. */
@@ -25,6 +27,12 @@ async function handle(request: LoadRequest): Promise<LoadAnswer> {
     case 'read':
       reading = new ReadLoad(request.options)
       await reading.start()
+      return { type: 'reading' }
+    case 'await-begin':
+      await reading?.begun()
+      return { type: 'reading' }
+    case 'measure':
+      reading?.measure(request.edges)
       return { type: 'reading' }
     case 'finish':
       if (reading === undefined) throw new Error('nothing is being read')

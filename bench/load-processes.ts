@@ -38,6 +38,18 @@ export class LoadProcess {
     if (answer.type !== 'reading') throw unexpected(answer)
   }
 
+  /** Resolves when each of its readers has got a record. */
+  async begun(): Promise<void> {
+    const answer = await this.#ask({ type: 'await-begin' })
+    if (answer.type !== 'reading') throw unexpected(answer)
+  }
+
+  /** Tells its readers what to count: see `ReadLoad.measure`. */
+  async measure(edges: readonly number[]): Promise<void> {
+    const answer = await this.#ask({ type: 'measure', edges })
+    if (answer.type !== 'reading') throw unexpected(answer)
+  }
+
   /** Resolves when its readers have all of `sent`. */
   async finish(sent: readonly number[]): Promise<ReadLoadResult> {
     const answer = await this.#ask({ type: 'finish', sent })

@@ -18,8 +18,6 @@ export interface ReadLoadOptions {
   readonly connections: number
   readonly mode: ReadMode
   readonly checksBytes: boolean
-  /** Times of {@link monotonicMs}: records are counted in [edges[i], edges[i + 1]), one result for each. */
-  readonly edges: readonly number[]
   readonly prefetchBytes: number | undefined
 }
 
@@ -45,6 +43,7 @@ export class ReadLoad {
   readonly #options: ReadLoadOptions
   readonly #clients: Client[] = []
   readonly #readers: TailReader[] = []
+  readonly #counts: Counts = { edges: [], windows: [] }
   readonly #loop = monitorEventLoopDelay({ resolution: 10 })
 
   constructor(options: ReadLoadOptions) {
@@ -57,18 +56,21 @@ export class ReadLoad {
     for (let i = 0; i < Math.min(connections, readers); i++) {
       this.#clients.push(await connect({ url: address, clientId: 'bench-read' }))
     }
-    const windows = this.#options.edges
-      .slice(1)
-      .map(() => ({ records: 0, latency: new Histogram() }))
     for (let i = 0; i < readers; i++) {
       const client = this.#clients[i % this.#clients.length]!
-      this.#readers.push(new TailReader(client, this.#options, windows, `reader ${i}`))
+      this.#readers.push(new TailReader(client, this.#options, this.#counts, `reader ${i}`))
     }
-    this.#windows = windows
     this.#loop.enable()
   }
 
-  #windows: readonly CountedWindow[] = []
+  /**
+   * Records are counted in [edges[i], edges[i + 1]), one result for each. Times of {@link monotonicMs}. Told after the start, for nobody knows
+   * beforehand how long a thousand readers take to begin.
+   */
+  measure(edges: readonly number[]): void {
+    this.#counts.edges = edges
+    this.#counts.windows = edges.slice(1).map(() => ({ records: 0, latency: new Histogram() }))
+  }
 
   /** Resolves when every reader has read at least one record, or has failed. */
   async begun(): Promise<void> {
@@ -86,9 +88,9 @@ export class ReadLoad {
       this.#loop.disable()
       await this.close()
     }
-    const { edges } = this.#options
+    const { edges, windows } = this.#counts
     return {
-      windows: this.#windows.map((window, i) => ({
+      windows: windows.map((window, i) => ({
         records: window.records,
         ms: (edges[i + 1] ?? 0) - (edges[i] ?? 0),
         latency: window.latency.toCounts(),
@@ -109,12 +111,18 @@ interface CountedWindow {
   readonly latency: Histogram
 }
 
+/** Shared by the readers of a process. */
+interface Counts {
+  edges: readonly number[]
+  windows: readonly CountedWindow[]
+}
+
 class TailReader {
   readonly begun: Promise<void>
   readonly #verifier: Verifier
   readonly #values: Values
   readonly #options: ReadLoadOptions
-  readonly #windows: readonly CountedWindow[]
+  readonly #counts: Counts
   readonly #name: string
   readonly #stream: RecordStream<Uint8Array>
   readonly #ended: Promise<void>
@@ -122,14 +130,9 @@ class TailReader {
   #expected = Infinity
   #lastNewsMs = 0
 
-  constructor(
-    client: Client,
-    options: ReadLoadOptions,
-    windows: readonly CountedWindow[],
-    name: string,
-  ) {
+  constructor(client: Client, options: ReadLoadOptions, counts: Counts, name: string) {
     this.#options = options
-    this.#windows = windows
+    this.#counts = counts
     this.#name = name
     this.#values = valuesOf(options.values)
     this.#verifier = new Verifier(this.#values, { checksBytes: options.checksBytes })
@@ -210,8 +213,8 @@ class TailReader {
   }
 
   #windowAt(nowMs: number): CountedWindow | undefined {
-    const { edges } = this.#options
-    for (const [i, window] of this.#windows.entries()) {
+    const { edges, windows } = this.#counts
+    for (const [i, window] of windows.entries()) {
       if (nowMs >= (edges[i] ?? 0) && nowMs < (edges[i + 1] ?? 0)) return window
     }
     return undefined

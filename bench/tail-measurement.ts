@@ -3,7 +3,12 @@ import type { BenchBroker, BenchEnvironment } from './environment.ts'
 import { Histogram } from './histogram.ts'
 import { UsageWatch } from './measurement.ts'
 import { type Rate, toRecordsPerSecond } from './options.ts'
-import { type ProduceApi, produceLoad, type ProduceLoadOptions } from './produce-load.ts'
+import {
+  type ProduceApi,
+  produceLoad,
+  type ProduceLoadOptions,
+  type ProduceLoadResult,
+} from './produce-load.ts'
 import { ReadLoad, type ReadLoadOptions, type ReadMode } from './read-load.ts'
 import { latencyFigures, type RunFigures, throughputFigures } from './report.ts'
 import { monotonicMs } from './values.ts'
@@ -42,9 +47,6 @@ export async function measureTail(
   broker: BenchBroker,
   options: TailOptions,
 ): Promise<{ readonly figures: RunFigures; readonly readRecords: number }> {
-  const startAtMs = monotonicMs() + LEAD_MS
-  const measureFromMs = startAtMs + options.warmup
-  const measureUntilMs = measureFromMs + options.duration
   const { payload, seed, content, isStamped } = options
   const values = { seed, payloadBytes: payload, isStamped, content }
   const readOptions: ReadLoadOptions = {
@@ -55,14 +57,13 @@ export async function measureTail(
     connections: options.connections,
     mode: options.mode,
     checksBytes: true,
-    edges: [measureFromMs, measureUntilMs],
     prefetchBytes: undefined,
   }
-  const produceOptions: ProduceLoadOptions = {
+  const produceOptions: Omit<ProduceLoadOptions, keyof ProduceTimes> = {
     address: broker.address,
     topic: TAIL_TOPIC,
     values,
-    firstProducer: 0,
+    firstProducer: 1,
     producers: options.producers,
     api: options.api,
     acks: options.acks,
@@ -74,20 +75,26 @@ export async function measureTail(
       options.rate === undefined ? undefined : toRecordsPerSecond(options.rate, payload),
     turnBytes: options.turn,
     maxRecords: undefined,
-    startAtMs,
-    measureFromMs,
-    measureUntilMs,
   }
   const readProcess = options.processes === 'all' ? environment.startLoadProcess() : undefined
   const produceProcess = options.processes === 'none' ? undefined : environment.startLoadProcess()
   const reading = new ReadLoad(readOptions)
   try {
     await (readProcess === undefined ? reading.start() : readProcess.read(readOptions))
+    const first = await produceOne(produceOptions)
+    await (readProcess?.begun() ?? reading.begun())
+    const times = planTimes(options.warmup, options.duration)
+    const { measureFromMs, measureUntilMs } = times
+    const edges = [measureFromMs, measureUntilMs]
+    if (readProcess === undefined) reading.measure(edges)
+    else await readProcess.measure(edges)
     const pids = [readProcess?.pid, produceProcess?.pid].filter((pid) => pid !== undefined)
     if (pids.length < 2) pids.push(process.pid)
     const watch = new UsageWatch(broker.process, pids, measureFromMs, measureUntilMs)
-    const produced = await (produceProcess?.produce(produceOptions) ?? produceLoad(produceOptions))
-    const read = await (readProcess?.finish(produced.sent) ?? reading.finish(produced.sent))
+    const load: ProduceLoadOptions = { ...produceOptions, ...times }
+    const produced = await (produceProcess?.produce(load) ?? produceLoad(load))
+    const sent = [...first.sent, ...produced.sent]
+    const read = await (readProcess?.finish(sent) ?? reading.finish(sent))
     const window = read.windows[0]
     return {
       readRecords: read.records,
@@ -109,4 +116,31 @@ export async function measureTail(
     readProcess?.end()
     produceProcess?.end()
   }
+}
+
+export type ProduceTimes = Pick<
+  ProduceLoadOptions,
+  'startAtMs' | 'measureFromMs' | 'measureUntilMs'
+>
+
+export function planTimes(warmupMs: number, durationMs: number): ProduceTimes {
+  const startAtMs = monotonicMs() + LEAD_MS
+  const measureFromMs = startAtMs + warmupMs
+  return { startAtMs, measureFromMs, measureUntilMs: measureFromMs + durationMs }
+}
+
+/** One record of producer 0: a reader that has it has begun. The others have numbers from 1 on. */
+export function produceOne(
+  options: Omit<ProduceLoadOptions, keyof ProduceTimes>,
+): Promise<ProduceLoadResult> {
+  return produceLoad({
+    ...options,
+    firstProducer: 0,
+    producers: 1,
+    recordsPerSecond: undefined,
+    maxRecords: 1,
+    startAtMs: 0,
+    measureFromMs: 0,
+    measureUntilMs: Infinity,
+  })
 }

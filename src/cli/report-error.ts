@@ -34,7 +34,7 @@ const HINT_OF_ACTION: Readonly<Record<Action, string | undefined>> = {
   none: undefined,
   retry: 'try again; this may pass',
   retry_after: 'try again later',
-  refresh: 'try again; the map of topics has changed',
+  refresh: '`millrace topic list` and `millrace topic describe NAME` show what there is',
   rejoin: 'start the command anew',
   new_producer: 'start the command anew',
   fix: undefined,
@@ -47,7 +47,8 @@ export function reportError(io: CliIo, error: unknown): number {
   const message = error instanceof Error ? error.message : String(error)
   // The first line is the error; a grammar may follow it.
   const [first = '', ...rest] = message.split('\n')
-  say(io, `error: ${escapeControls(first)}`)
+  const code = error instanceof BrokerError ? ` (${error.code})` : ''
+  say(io, `error: ${escapeControls(first)}${code}`)
   for (const line of rest) say(io, escapeControls(line))
   const hint = hintOf(error)
   if (hint !== undefined) say(io, `hint: ${escapeControls(hint)}`)

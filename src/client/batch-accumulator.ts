@@ -280,6 +280,11 @@ export class PartitionAccumulator {
     return this.#inFlight.length
   }
 
+  /** True while no further batch may be under way, or one waits already. */
+  get isFull(): boolean {
+    return this.#inFlight.length >= this.#options.maxInFlight || this.#ready.length > 0
+  }
+
   get readyBatches(): number {
     return this.#ready.length
   }

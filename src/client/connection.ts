@@ -6,6 +6,7 @@ import type { MetadataResponse, TopicMetadata } from '../gen/types.ts'
 import type { ClientLogger, ConnectOptions } from './api.ts'
 import { BrokerChannel, type UnaryMethods } from './broker-channel.ts'
 import { MillraceError, toMillraceError } from './errors.ts'
+import { checkNumbers } from './request-check.ts'
 import { Backoff } from './retry.ts'
 
 const DEFAULT_PORT = 9292
@@ -166,6 +167,7 @@ export class Connection {
       readonly timeoutMs?: number | undefined
     },
   ): Promise<UnaryMethods[Name]['response']> {
+    checkNumbers(request)
     const release = holdProcess()
     const { isRead, signal } = options
     const timeoutMs = options.timeoutMs ?? CALL_TIMEOUT_MS

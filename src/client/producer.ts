@@ -463,6 +463,11 @@ export class LogProducer implements Producer {
           nextMs = Math.min(nextMs, leftMs)
           continue
         }
+        if (accumulator.openRecords > 0 && accumulator.isFull) {
+          // It could not be sent, so it may as well grow: sealed now, five small batches a round trip would be all that ever goes.
+          nextMs = Math.min(nextMs, this.#settings.lingerMs)
+          continue
+        }
         this.#lingering.delete(accumulator)
         this.#seal(accumulator)
         this.#pump(accumulator)
@@ -544,10 +549,16 @@ export class LogProducer implements Producer {
       if (accumulator.isQuiesced) this.#recover(accumulator, error)
     } else {
       // What gathered while the last batch was under way goes now, all together.
-      if (accumulator.isIdle) this.#seal(accumulator)
+      if (accumulator.isIdle || this.#isOverdue(accumulator)) this.#seal(accumulator)
       this.#pump(accumulator)
     }
     this.#afterRelease()
+  }
+
+  /** Has lingered long enough, and may go now. */
+  #isOverdue(accumulator: LaneAccumulator): boolean {
+    if (accumulator.openRecords === 0 || accumulator.isFull) return false
+    return this.#clock.monotonicMs() - accumulator.openedMs >= this.#settings.lingerMs
   }
 
   /** Everything under way has been answered or lost, and something failed: waits a moment, then puts it in order and goes on. */
@@ -601,7 +612,11 @@ export class LogProducer implements Producer {
       const failure = toMillraceError(error)
       if (!failure.retryable) accumulator.failAll(failure)
       else if (!this.#isOver) {
-        this.#pause(accumulator.backoff.nextDelayMs(), () => this.#pump(accumulator))
+        accumulator.isPaused = true
+        this.#pause(accumulator.backoff.nextDelayMs(), () => {
+          accumulator.isPaused = false
+          this.#pump(accumulator)
+        })
       }
       this.#afterRelease()
     })

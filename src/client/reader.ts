@@ -386,7 +386,8 @@ export class LogReader<V, K> implements RecordStream<V, K> {
         progress,
         bytes: message.batches,
         at: 0,
-        from: progress.nextOffset ?? 0,
+        // From the log start on, wherever that is: it may lie inside the first batch.
+        from: progress.nextOffset ?? message.logStartOffset,
         highWatermark: message.highWatermark,
       })
       this.#queuedBytes += message.batches.length

@@ -5,8 +5,9 @@ import { systemClock } from '../common/clock.ts'
 import { BrokerError, findSystemCode } from '../common/errors.ts'
 import { spawn } from 'node:child_process'
 import { constants } from 'node:fs'
-import { access, mkdir, open, readFile, stat } from 'node:fs/promises'
+import { access, open, readFile, stat } from 'node:fs/promises'
 import { createServer } from 'node:net'
+import { makePath } from './make-path.ts'
 
 export interface DirectoryLock {
   /** Gives the folder up. Calling it again waits for the same end. The lock file stays: removing it would let two in. */
@@ -41,7 +42,7 @@ export async function lockDirectory(
   let socket: Server | undefined
   let identity: string | undefined
   try {
-    await mkdir(path, { recursive: true, mode: 0o700 })
+    await makePath(path, 0o700)
     await access(path, constants.R_OK | constants.W_OK | constants.X_OK)
     const stats = await stat(path, { bigint: true })
     const name = `${stats.dev}-${stats.ino}`

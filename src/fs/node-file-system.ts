@@ -3,6 +3,7 @@ import type { OperationName } from './operation.ts'
 import { invariant } from '../common/assert.ts'
 import { findSystemCode } from '../common/errors.ts'
 import { MIB } from '../common/units.ts'
+import { makePath } from './make-path.ts'
 import { systemError } from './system-error.ts'
 import * as nodeFs from 'node:fs'
 
@@ -83,9 +84,9 @@ export class NodeFileSystem implements FileSystem {
   }
 
   async makeDirectory(path: string): Promise<void> {
-    await this.#run<string | undefined>('makeDirectory', path, (done) =>
-      nodeFs.mkdir(path, { recursive: true, mode: DIRECTORY_MODE }, done),
-    )
+    await this.#run<void>('makeDirectory', path, (done) => {
+      makePath(path, DIRECTORY_MODE).then(() => done(null), done)
+    })
   }
 
   rename(from: string, to: string): Promise<void> {

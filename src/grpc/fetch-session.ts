@@ -311,7 +311,7 @@ export class FetchSession {
     const { partition } = position
     if (
       error instanceof BrokerError &&
-      error.code === 'SEGMENT_QUARANTINED' &&
+      (error.code === 'SEGMENT_QUARANTINED' || error.code === 'INVALID_RECORD') &&
       partition.onCorruption === 'skip'
     ) {
       const from = position.next
@@ -427,7 +427,8 @@ export class FetchSession {
       if (watched && this.#unsent.usedBytes > 0) this.#watchForStall()
     })
     while (!this.#stopped && !(this.#unsent.hasRoom && this.#budgets.unsent.hasRoom)) {
-      this.#watchForStall()
+      // A stream that only waits because its neighbours on the connection do not read is not the one to cut off.
+      if (this.#unsent.usedBytes > 0) this.#watchForStall()
       const full = this.#unsent.hasRoom ? this.#budgets.unsent : this.#unsent
       full.onRoom(() => this.#wakeUp?.())
       await this.#sleep()

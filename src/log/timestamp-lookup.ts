@@ -1,3 +1,4 @@
+import { BrokerError } from '../common/errors.ts'
 import { toOffset } from '../common/offset.ts'
 import type { Offset } from '../common/offset.ts'
 import {
@@ -31,10 +32,16 @@ export function findRecordByTimestamp(
   }
   const cursor = new RecordCursor()
   cursor.reset(bytes, at)
-  while (cursor.next()) {
-    if (cursor.offset >= from && cursor.timestampMs >= timestampMs) {
-      return { offset: toOffset(cursor.offset), timestampMs: cursor.timestampMs }
+  try {
+    while (cursor.next()) {
+      if (cursor.offset >= from && cursor.timestampMs >= timestampMs) {
+        return { offset: toOffset(cursor.offset), timestampMs: cursor.timestampMs }
+      }
     }
+  } catch (error) {
+    // Records that cannot be read: the header says that one of them qualifies, so whoever asks starts here, and is told there.
+    if (!(error instanceof BrokerError)) throw error
+    return { offset: first, timestampMs: maxTimestampMs }
   }
   return undefined
 }

@@ -14,6 +14,7 @@ import {
   readMaxTimestamp,
   readRecordCount,
 } from './batch-header.ts'
+import type { Compression } from './batch-header.ts'
 import type { RecordHeader } from './batch-builder.ts'
 import { decompress, DEFAULT_MAX_DECOMPRESSED_BYTES, DEFAULT_MAX_RATIO } from './compression.ts'
 
@@ -66,6 +67,8 @@ export class RecordCursor {
   #position = 0
   #end = 0
   #left = 0
+  /** One past the batch: where to go on when a record cannot be read. */
+  #nextOffset = 0
   #baseOffset = 0
   #lastOffsetDelta = 0
   #baseTimestampMs = 0
@@ -123,17 +126,15 @@ export class RecordCursor {
       this.#position = at + BATCH_HEADER_BYTES
       this.#end = end
     } else {
-      this.#bytes = decompress(
-        compression,
-        bytes.subarray(at + BATCH_HEADER_BYTES, end),
-        this.#maxDecompressedBytes,
-        this.#maxRatio,
-        this.#scratch,
-      )
+      this.#bytes = this.#decompress(compression, bytes.subarray(at + BATCH_HEADER_BYTES, end), {
+        baseOffset,
+        nextOffset: baseOffset + lastOffsetDelta + 1,
+      })
       this.#position = 0
       this.#end = this.#bytes.length
     }
     this.#baseOffset = baseOffset
+    this.#nextOffset = baseOffset + lastOffsetDelta + 1
     this.#lastOffsetDelta = lastOffsetDelta
     this.#baseTimestampMs = readBaseTimestamp(bytes, at)
     this.#appendTimeMs = isAppendTime(bytes, at) ? readMaxTimestamp(bytes, at) : undefined
@@ -253,6 +254,34 @@ export class RecordCursor {
     }
   }
 
+  /**
+   * What the batch's own checksum vouches for but does not decompress was written that way: reading it again will not help, and the batch behind
+   * it is where to go on.
+   */
+  #decompress(
+    compression: Exclude<Compression, 'none'>,
+    packed: Uint8Array,
+    place: { readonly baseOffset: number; readonly nextOffset: number },
+  ): Uint8Array {
+    try {
+      return decompress(
+        compression,
+        packed,
+        this.#maxDecompressedBytes,
+        this.#maxRatio,
+        this.#scratch,
+      )
+    } catch (error) {
+      if (!(error instanceof BrokerError) || error.code !== 'CORRUPT_BATCH') throw error
+      throw new BrokerError(
+        'INVALID_RECORD',
+        `the batch at offset ${place.baseOffset} was written with records that cannot be decompressed (${error.message}): go on at ${place.nextOffset}`,
+        place,
+        error,
+      )
+    }
+  }
+
   /** A header count of 0, the last byte of nearly every record: the only one that `#readVarint` would leave to the reader. */
   #skipZero(): number {
     this.#position++
@@ -292,7 +321,7 @@ export class RecordCursor {
     return new BrokerError(
       'INVALID_RECORD',
       `a record of the batch at offset ${this.#baseOffset} cannot be read (after delta ${after}): ${what}`,
-      { baseOffset: this.#baseOffset, afterDelta: after },
+      { baseOffset: this.#baseOffset, afterDelta: after, nextOffset: this.#nextOffset },
     )
   }
 }

@@ -354,6 +354,25 @@ describe('positions of a reader', () => {
     expect(await readValues({ until: new Date(3000) })).toEqual(['1000', '2000'])
   })
 
+  it.each([true, false])(
+    'starts at the log start inside a batch, with follow %s',
+    async (follow) => {
+      await fill(10)
+      await mill.admin.deleteRecords('lines', new Map([[0, 5]]))
+      const values: string[] = []
+      for await (const { value } of mill.read(lines, { follow })) {
+        values.push(value ?? '∅')
+        if (values.length === 5) break
+      }
+      expect(values).toEqual(['line 5', 'line 6', 'line 7', 'line 8', 'line 9'])
+    },
+  )
+
+  it('refuses counts that the wire cannot carry', async () => {
+    const error = await failure(mill.admin.createTopic('wrap', { partitions: 2 ** 32 + 1 }))
+    expect(error.code).toBe('INVALID_PARTITION')
+  })
+
   it('cuts batches at both ends of the range', async () => {
     await mill.admin.createTopic('lines')
     await using producer = mill.producer()

@@ -40,7 +40,6 @@ it(`gives every record to each of ${READERS} readers that tail one partition, al
     connections,
     mode: 'cursor',
     checksBytes: true,
-    edges: [],
     prefetchBytes: undefined,
   })
   const writing = (firstProducer: number): ProduceLoadOptions => ({

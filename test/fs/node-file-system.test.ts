@@ -1,8 +1,9 @@
+import { existsSync } from 'node:fs'
 import { NodeFileSystem } from '../../src/fs/node-file-system.ts'
 import { describeFileSystem } from '../conformance/file-system.ts'
 import { temporaryDirectory } from '../support/temporary-directory.ts'
 import { closeSync, constants, openSync, statSync, writeFileSync } from 'node:fs'
-import { expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
 
 /** Whether the kernel lets us read this folder's files with O_DIRECT; container overlays and old tmpfs do not. */
 function offersDirect(directory: string): boolean {
@@ -77,4 +78,14 @@ it('surfaces the system error of a write that the disk does not take', async () 
     path: '/dev/full',
   })
   await full.close()
+})
+
+describe('making a folder', () => {
+  it('comes back with an error where nothing can be made, whatever the file system says', async (context) => {
+    // Node's recursive mkdir tries for ever in there.
+    context.skip(!existsSync('/proc/self'), 'there is no /proc here')
+    await expect(new NodeFileSystem().makeDirectory('/proc/x/y')).rejects.toMatchObject({
+      code: 'ENOENT',
+    })
+  })
 })

@@ -479,9 +479,13 @@ export class DiskLog implements PartitionLog {
     this.#checkOpen()
     const isWritten = this.#config.visibility === 'written'
     const end = isWritten ? this.writtenEndOffset : this.highWatermark
-    for (const segment of this.#segments.sealed) {
-      const endOffset = this.#endOf(segment)
-      if (endOffset <= this.#logStart) continue
+    // By offsets, not over the list: while this waits, segments are rolled and deleted.
+    let offset = this.#logStart
+    for (;;) {
+      const place = this.#segments.find(offset, this.#queue.active.baseOffset)
+      if (place === undefined) break
+      const { segment, endOffset } = place
+      offset = endOffset
       const view = this.#sealedView(segment, endOffset)
       if (segment.facts === undefined) await view.use(() => Promise.resolve())
       if ((segment.facts?.maxTimestampMs ?? 0) < timestampMs) continue

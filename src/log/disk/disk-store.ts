@@ -101,7 +101,7 @@ export class DiskStore implements LogStore {
     const { fs, directory, clock } = options
     const startedMs = clock.monotonicMs()
     try {
-      await makeDataDirectory(fs, directory)
+      await fs.makeDirectory(directory)
       const clusterId = await readBrokerFile(fs, directory, options.random)
       const slots = new CheckpointSlots(fs, directory)
       const { checkpoint, damaged } = await slots.read()
@@ -265,6 +265,10 @@ export class DiskStore implements LogStore {
       torn: this.#torn,
       count: this.#count,
     })
+    if (this.#failure !== undefined) {
+      await recovered.active.file.close()
+      this.#checkUsable()
+    }
     const log = new DiskLog(this.#env, recovered, config)
     this.#logs.set(keyOf(id), log)
     this.#entries.delete(keyOf(id))
@@ -553,7 +557,10 @@ export class DiskStore implements LogStore {
     const logs = [...this.#logs.values()]
     if (this.#failure === undefined) await Promise.all(logs.map((log) => this.#flushForClose(log)))
     while (this.#background.size > 0) await Promise.all(this.#background)
-    await this.#running?.catch(() => undefined) // Reported to whoever asked for it.
+    // Each is reported to whoever asked for it.
+    while (this.#running !== undefined || this.#next !== undefined) {
+      await Promise.allSettled([this.#running, this.#next])
+    }
     if (this.#failure === undefined) {
       // Every log is at rest now: what the clean mark says is true, unless the start was given up before all partitions had been recovered.
       await this.#writeCheckpoint(this.#isReady)
@@ -657,16 +664,20 @@ function parentOf(path: string): string {
   return path.slice(0, path.lastIndexOf('/')) || '/'
 }
 
-/** Makes the data directory and those above it that are missing, durably. */
-async function makeDataDirectory(fs: FileSystem, directory: string): Promise<void> {
-  const missing: string[] = []
-  let path = directory
-  while (path !== '/' && (await fs.findStat(path)) === undefined) {
-    missing.push(path)
-    path = parentOf(path)
+/**
+ * Makes the data directory durable, and those above it: which of them are new cannot be told, for the lock has been taken in it before, and the
+ * try that made them may have been cut short. Only before anything is in it; those above that may not be opened were not made by us.
+ */
+async function syncAncestors(fs: FileSystem, directory: string): Promise<void> {
+  for (let path = directory; path !== '/'; path = parentOf(path)) {
+    try {
+      await fs.syncDirectory(parentOf(path))
+    } catch (error) {
+      const code = findSystemCode(error)
+      if (code !== 'EACCES' && code !== 'EPERM' && code !== 'EINVAL') throw error
+      return
+    }
   }
-  await fs.makeDirectory(directory)
-  for (const made of missing.toReversed()) await fs.syncDirectory(parentOf(made))
 }
 
 /** The cluster id; made, durably, in a new directory. */
@@ -675,8 +686,8 @@ async function readBrokerFile(fs: FileSystem, directory: string, random: Random)
   if ((await fs.findStat(path)) === undefined) {
     const clusterId = newUuid(random)
     const text = `${JSON.stringify({ format: FORMAT, clusterId, brokerId: 0 })}\n`
+    await syncAncestors(fs, directory)
     await replaceFile(fs, directory, BROKER_FILE, Buffer.from(text))
-    await fs.syncDirectory(parentOf(directory)) // The try that made it may have been cut short.
     return clusterId
   }
   const value = parseObject((await readWhole(fs, path)).toString('utf8'), BROKER_FILE)

@@ -5,6 +5,9 @@ import type { Offset } from '../../common/offset.ts'
 import { readWhole } from '../../fs/file-system.ts'
 import type { File, UncachedFile } from '../../fs/file-system.ts'
 import {
+  BATCH_HEADER_BYTES,
+  isPlausibleHeader,
+  readEndOffset,
   readBaseOffset,
   readBatchBytes,
   readLeaderEpoch,
@@ -29,6 +32,9 @@ import { MAX_UNFLUSHED_BYTES } from './flush-queue.ts'
 import { SealedSegment, SegmentList } from './segment-list.ts'
 import { salvaging } from './segment-reader.ts'
 import type { TornFolder } from './torn-folder.ts'
+
+/** After a clean stop the last batch of a log is checked in full up to this size: 64 MiB for a thousand partitions. */
+const LARGEST_CHECKED_BATCH = 64 * 1024
 
 const COPY_BLOCK_BYTES = 1024 * 1024
 
@@ -169,6 +175,16 @@ class PartitionRecovery {
   async #isAsStopped(file: File, entry: CheckpointEntry): Promise<boolean> {
     if ((await file.size()) !== entry.position) return false
     if (entry.lastBatchPosition < 0) return entry.position === 0
+    // A large one is believed by its header: with a thousand partitions, reading them all would take longer than a scan after a crash may.
+    if (entry.position - entry.lastBatchPosition > LARGEST_CHECKED_BATCH) {
+      const header = Buffer.allocUnsafe(BATCH_HEADER_BYTES)
+      await salvaging(file).read(header, entry.lastBatchPosition)
+      return (
+        isPlausibleHeader(header, 0, this.#options.env.options.maxBatchBytes) &&
+        readEndOffset(header, 0) === entry.durableEnd &&
+        entry.lastBatchPosition + readBatchBytes(header, 0) === entry.position
+      )
+    }
     const last = Buffer.allocUnsafe(entry.position - entry.lastBatchPosition)
     const have = await salvaging(file).read(last, entry.lastBatchPosition)
     return have === last.length && readBatchBytes(last, 0) === last.length && isCrcValid(last, 0)
@@ -405,9 +421,9 @@ class PartitionRecovery {
   }
 
   async #keepTorn(window: ScanWindow, walk: WalkEnd, size: number): Promise<void> {
-    const { torn, directory, count } = this.#options
-    const name = directory.split('/').at(-1) ?? 'partition'
-    await torn.keep(`${name}-${walk.offset}`, window, walk.position, size)
+    const { torn, id, count } = this.#options
+    // Not by the topic's name: that may be as long as a file name can be.
+    await torn.keep(`${id.topicId}-${id.partition}-${walk.offset}`, window, walk.position, size)
     count.tornBytes += size - walk.position
   }
 
@@ -462,8 +478,15 @@ class PartitionRecovery {
       this.#producers = ProducerState.decode(entry.producers)
       return
     }
-    // Without a checkpoint everything is scanned, so a later snapshot only adds producers whose records are gone.
-    const usable = snapshots.filter((offset) => mode === 'lost' || offset <= at)
+    // Without a checkpoint everything is scanned, so a later snapshot only adds producers whose records are gone. Else only the one at this very
+    // place will do: an older one would take the retry of a batch in the gap for a new one. Without any, that retry is refused.
+    const usable = snapshots.filter((offset) => mode === 'lost' || offset === at)
+    if (usable.length === 0 && snapshots.length > 0) {
+      env.logger.error(
+        { partition: directory.split('/').at(-1), offset: at },
+        'there is no snapshot of producer state where the scan begins: a producer that retries over this start may be refused',
+      )
+    }
     for (const offset of usable.toReversed()) {
       try {
         const bytes = await readWhole(env.fs, `${directory}/${segmentFileName(offset, 'snapshot')}`)

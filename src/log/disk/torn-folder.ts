@@ -1,3 +1,4 @@
+import { findSystemCode } from '../../common/errors.ts'
 import type { FileSystem } from '../../fs/file-system.ts'
 import { MIB } from '../../common/units.ts'
 import type { ScanWindow } from '../../segment/segment-scan.ts'
@@ -7,7 +8,7 @@ const MOST_BYTES: number = 64 * MIB
 const MOST_TAIL_BYTES: number = 16 * MIB
 
 /**
- * `torn/`: what recovery cut off, for people who want to look. A file's name says partition, offset and incarnation; its first
+ * `torn/`: what recovery cut off, for people who want to look. A file's name says incarnation, topic id, partition and offset; its first
  * byte stood where that offset was expected.
  */
 export class TornFolder {
@@ -48,12 +49,21 @@ export class TornFolder {
     await this.#fs.syncDirectory(this.#path)
   }
 
+  /** Partitions recover side by side, and each tidies up. */
+  async #removeIfThere(path: string): Promise<void> {
+    try {
+      await this.#fs.remove(path)
+    } catch (error) {
+      if (findSystemCode(error) !== 'ENOENT') throw error
+    }
+  }
+
   async #removeOldest(): Promise<void> {
     const names = (await this.#fs.list(this.#path)).sort().toReversed()
     let bytes = 0
     for (const name of names) {
       bytes += (await this.#fs.findStat(`${this.#path}/${name}`))?.sizeBytes ?? 0
-      if (bytes > MOST_BYTES) await this.#fs.remove(`${this.#path}/${name}`)
+      if (bytes > MOST_BYTES) await this.#removeIfThere(`${this.#path}/${name}`)
     }
   }
 }
