@@ -24,7 +24,7 @@ async function isMade(path: string, mode: number): Promise<boolean> {
     const code = findSystemCode(error)
     if (code === 'ENOENT') return false
     // Also EROFS or EACCES for a folder that is there already, on the way up.
-    if ((await isDirectory(path)) === true) return true
+    if (await isDirectory(path)) return true
     throw error
   }
 }

@@ -84,9 +84,9 @@ export class NodeFileSystem implements FileSystem {
   }
 
   async makeDirectory(path: string): Promise<void> {
-    await this.#run<void>('makeDirectory', path, (done) => {
-      makePath(path, DIRECTORY_MODE).then(() => done(null), done)
-    })
+    this.#before?.('makeDirectory', path)
+    await makePath(path, DIRECTORY_MODE)
+    this.#after?.('makeDirectory', path)
   }
 
   rename(from: string, to: string): Promise<void> {

@@ -379,7 +379,7 @@ async function flipBits(firstSeed: number, flips: number): Promise<number> {
       }
       done++
     }
-    if (replay !== undefined) break
+    if (replay !== undefined) return flips
   }
   return done
 }
