@@ -6,6 +6,7 @@ import { Scratch } from '../bytes/scratch.ts'
 import type { Compression } from './batch-header.ts'
 import { compressFrame, decompressFrames } from './lz4-frame.ts'
 import { findLz4Blocks, type Lz4Blocks, type Lz4Tier } from './lz4-tier.ts'
+import { isWholeZstd } from './zstd-frame.ts'
 
 /** What one batch may decompress to (SEMANTICS §3.17). */
 export const DEFAULT_MAX_DECOMPRESSED_BYTES: number = 64 * MIB
@@ -103,6 +104,9 @@ export function decompress(
     }
     case 'zstd':
       if (zstdDecompressSync === undefined) throw unsupported(compression)
+      if (!isWholeZstd(bytes)) {
+        throw new BrokerError('CORRUPT_BATCH', 'zstd: no whole frame', { codec: 'zstd' })
+      }
       return inflate(compression, bytes, limit, zstdDecompressSync)
     case 'snappy':
       throw unsupported(compression)
