@@ -226,7 +226,7 @@ class History {
     report.points++
     if (isKill) report.kills++
     try {
-      if (random.chance(this.#options.doubleCrashShare ?? 0.25)) {
+      if (random.chance(this.#options.doubleCrashShare ?? 0.27)) {
         report.doubleCrashes++
         await this.#recover(disk)
         const again = disk.crashAt(random.below(disk.journalLength + 1), random)
