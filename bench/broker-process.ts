@@ -1,8 +1,9 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
 export interface BrokerProcessOptions {
@@ -205,6 +206,23 @@ export function readLoopDelay(broker: BrokerProcess): LoopDelay | undefined {
     return JSON.parse(readFileSync(join(broker.directory, LOOP_FILE), 'utf8')) as LoopDelay
   } catch {
     return undefined // It has not been asked, or not had the time yet.
+  }
+}
+
+/** How long the broker may take to write down its event loop's delay: it does so when its event loop lets it. */
+const LOOP_PATIENCE_MS = 10_000
+const LOOP_POLL_MS = 5
+
+/** The delay since the broker was asked the last time, with what is going on now. @throws Error when it does not answer */
+export async function takeLoopDelay(broker: BrokerProcess): Promise<LoopDelay> {
+  rmSync(join(broker.directory, LOOP_FILE), { force: true })
+  askLoopDelay(broker)
+  const untilMs = performance.now() + LOOP_PATIENCE_MS
+  for (;;) {
+    const found = readLoopDelay(broker)
+    if (found !== undefined) return found
+    if (performance.now() >= untilMs) throw new Error('the broker does not tell of its event loop')
+    await delay(LOOP_POLL_MS)
   }
 }
 

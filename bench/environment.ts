@@ -10,6 +10,7 @@ import { BrokerProcess, withLoopMonitor, type BrokerProcessOptions } from './bro
 import type { Cleanup } from './cleanup.ts'
 import { findFileSystem } from './machine.ts'
 import { LoadProcess } from './load-processes.ts'
+import { MemberProcess } from './member-processes.ts'
 
 /** Options that every command has. */
 export const COMMON_OPTIONS = {
@@ -85,6 +86,12 @@ export class BenchEnvironment {
     const load = new LoadProcess()
     this.#cleanup.add(() => load.end())
     return load
+  }
+
+  startMemberProcess(): MemberProcess {
+    const members = new MemberProcess()
+    this.#cleanup.add(() => members.end())
+    return members
   }
 }
 

@@ -1,6 +1,8 @@
 import { unreachable } from '../src/common/assert.ts'
+import { answerRequests } from './child-process.ts'
 import { produceLoad, type ProduceLoadOptions, type ProduceLoadResult } from './produce-load.ts'
 import { ReadLoad, type ReadLoadOptions, type ReadLoadResult } from './read-load.ts'
+import { SteadyLoad, type SteadyLoadOptions } from './steady-load.ts'
 
 /** To a load's process. */
 export type LoadRequest =
@@ -9,16 +11,20 @@ export type LoadRequest =
   | { readonly type: 'await-begin' }
   | { readonly type: 'measure'; readonly edges: readonly number[] }
   | { readonly type: 'finish'; readonly sent: readonly number[] }
+  | { readonly type: 'begin-steady'; readonly options: SteadyLoadOptions }
+  | { readonly type: 'end-steady' }
 
 /** From it. */
 export type LoadAnswer =
   | { readonly type: 'produced'; readonly result: ProduceLoadResult }
   | { readonly type: 'reading' }
   | { readonly type: 'read'; readonly result: ReadLoadResult }
-  | { readonly type: 'failed'; readonly message: string }
+  | { readonly type: 'writing' }
+  | { readonly type: 'written'; readonly records: number }
 
 /** Producers or readers in a process of their own; `LoadProcess` in load-processes.ts talks to it. */
 let reading: ReadLoad | undefined
+let steady: SteadyLoad | undefined
 
 async function handle(request: LoadRequest): Promise<LoadAnswer> {
   switch (request.type) {
@@ -37,22 +43,16 @@ async function handle(request: LoadRequest): Promise<LoadAnswer> {
     case 'finish':
       if (reading === undefined) throw new Error('nothing is being read')
       return { type: 'read', result: await reading.finish(request.sent) }
+    case 'begin-steady':
+      steady = new SteadyLoad(request.options)
+      steady.start()
+      return { type: 'writing' }
+    case 'end-steady':
+      if (steady === undefined) throw new Error('nothing is being written')
+      return { type: 'written', records: await steady.finish() }
     default:
       return unreachable(request)
   }
 }
 
-process.on('message', (request: LoadRequest) => {
-  handle(request)
-    .catch((error: unknown): LoadAnswer => ({
-      type: 'failed',
-      message: error instanceof Error ? (error.stack ?? error.message) : String(error),
-    }))
-    .then((answer) => process.send?.(answer))
-    .catch((error: unknown) => {
-      console.error(error)
-      process.exitCode = 1
-    })
-})
-// Whoever started us has gone: so do we.
-process.on('disconnect', () => process.exit())
+answerRequests(handle)

@@ -1,6 +1,10 @@
 import { Cleanup } from './cleanup.ts'
+import { COMMITS_OPTIONS, commitsBench } from './commits.ts'
+import { COMPACT_OPTIONS, compactBench } from './compact.ts'
 import { CONSUME_OPTIONS, consumeBench } from './consume.ts'
 import { FANOUT_OPTIONS, fanoutBench } from './fanout.ts'
+import { GROUP_CONSUME_OPTIONS, groupConsumeBench } from './group-consume.ts'
+import { GROUPS_OPTIONS, groupsBench } from './groups.ts'
 import { LATENCY_OPTIONS, latencyBench } from './latency.ts'
 import { describeOptions, type OptionSpecs, UsageError } from './options.ts'
 import { PRODUCE_OPTIONS, produceBench } from './produce.ts'
@@ -38,6 +42,27 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     about: 'a start with many partitions and much (sparse) data, clean and after kill -9',
     options: START_OPTIONS,
     run: startBench,
+  },
+  compact: {
+    about:
+      'what producers and memory notice of a compaction, and whether every key is right after it',
+    options: COMPACT_OPTIONS,
+    run: compactBench,
+  },
+  groups: {
+    about: 'how long groups take to settle, and what members that are not concerned notice of it',
+    options: GROUPS_OPTIONS,
+    run: groupsBench,
+  },
+  commits: {
+    about: 'durable commits of many members, and of one alone, through kill -9',
+    options: COMMITS_OPTIONS,
+    run: commitsBench,
+  },
+  'group-consume': {
+    about: 'reading as the member of a group beside plain reading',
+    options: GROUP_CONSUME_OPTIONS,
+    run: groupConsumeBench,
   },
 }
 
@@ -88,7 +113,7 @@ function help(name: string | undefined): string {
   if (command !== undefined) {
     return `npm run bench -- ${name ?? ''} [options]: ${command.about}\n\n${describeOptions(command.options)}`
   }
-  const rows = Object.entries(COMMANDS).map(([word, { about }]) => `  ${word.padEnd(8)}  ${about}`)
+  const rows = Object.entries(COMMANDS).map(([word, { about }]) => `  ${word.padEnd(13)}  ${about}`)
   return `npm run bench -- COMMAND [options]\n\n${rows.join('\n')}\n\nCOMMAND --help shows its options. bench:micro measures single steps.`
 }
 

@@ -12,6 +12,7 @@ const layers = [
   'segment',
   'log',
   'topic',
+  'coordination',
   'client',
   'grpc',
   'server',

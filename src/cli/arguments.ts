@@ -27,6 +27,17 @@ export function toPositiveCount(name: string): (text: string) => number {
   }
 }
 
+/** With a sign or without. */
+export function toInteger(name: string): (text: string) => number {
+  return (text) => {
+    const value = Number(text)
+    if (!/^[+-]?\d+$/.test(text) || !Number.isSafeInteger(value)) {
+      throw new UsageError(`${name} ${text} is no whole number`, 'write it as 100, +100 or -100')
+    }
+    return value + 0 // -0 becomes 0.
+  }
+}
+
 /** `0,1,4-6` */
 export function toPartitions(text: string): readonly number[] {
   const partitions = new Set<number>()
@@ -72,6 +83,12 @@ export function toChoice<T extends string>(
 /** Gathers the values of an option that may be given several times. */
 export function collect(value: string, before: readonly string[] = []): readonly string[] {
   return [...before, value]
+}
+
+/** The same for lists of names with commas between them. */
+export function collectNames(value: string, before: readonly string[] = []): readonly string[] {
+  const names = value.split(',').map((name) => name.trim())
+  return [...before, ...names.filter((name) => name !== '')]
 }
 
 /** `name=value` pairs. The value may hold further equal signs, and may be empty. */

@@ -16,18 +16,30 @@ export class CommandPipe {
   readonly #io: CliIo
   readonly #out: Output
   readonly #signal: AbortSignal
+  readonly #hint: (offset: string) => string
   /** Records of several topics take turns. */
   #last: Promise<void> = Promise.resolve()
 
-  constructor(command: string, io: CliIo, out: Output, signal: AbortSignal) {
+  /** `hint`: what to do when a command has failed. */
+  constructor(
+    command: string,
+    io: CliIo,
+    out: Output,
+    signal: AbortSignal,
+    { hint }: { readonly hint?: (offset: string) => string } = {},
+  ) {
     this.#command = command
     this.#io = io
     this.#out = out
     this.#signal = signal
+    this.#hint = hint ?? ((offset) => `-o ${offset} starts again at that record`)
   }
 
-  /** @throws ExitError when the command ends with another code than 0 */
-  run(topic: string, partition: number, record: RecordFields): Promise<void> {
+  /**
+   * Resolves to false when the signal came before the command had ended well.
+   * @throws ExitError when the command ends with another code than 0
+   */
+  run(topic: string, partition: number, record: RecordFields): Promise<boolean> {
     const { bytes, offset, keyStart, keyEnd, valueStart, valueEnd, timestampMs } = record
     // Copies: the cursor moves on while the command reads.
     const value =
@@ -46,12 +58,15 @@ export class CommandPipe {
     const place = `${topic}/${partition}:${offset}`
     const run = this.#last.then(() => this.#perform(place, value, environment))
     // The failure is told to whoever asked for that record; the next in line just goes on.
-    this.#last = run.catch(() => undefined)
+    this.#last = run.then(
+      () => undefined,
+      () => undefined,
+    )
     return run
   }
 
-  async #perform(place: string, value: Buffer, environment: NodeJS.ProcessEnv): Promise<void> {
-    if (this.#signal.aborted) return
+  async #perform(place: string, value: Buffer, environment: NodeJS.ProcessEnv): Promise<boolean> {
+    if (this.#signal.aborted) return false
     const child = spawn('/bin/sh', ['-c', this.#command], {
       env: environment,
       stdio: ['pipe', 'pipe', 'pipe'],
@@ -75,9 +90,10 @@ export class CommandPipe {
         throw new ExitError(
           EXIT_FAILED,
           `the command ended with ${code === null ? 'a signal' : `code ${code}`} at ${place}`,
-          `-o ${place.slice(place.lastIndexOf(':') + 1)} starts again at that record`,
+          this.#hint(place.slice(place.lastIndexOf(':') + 1)),
         )
       }
+      return code === 0
     } catch (error) {
       if (findSystemCode(error) === undefined) throw error
       throw new ExitError(EXIT_FAILED, `the command cannot be run: ${String(error)}`)

@@ -1,386 +1,66 @@
-import { spawn } from 'node:child_process'
-import type { ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtemp, readdir, rm, stat } from 'node:fs/promises'
+import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { extname, join } from 'node:path'
-import { createInterface } from 'node:readline'
-import { fileURLToPath } from 'node:url'
+import { join } from 'node:path'
+import { showGroups } from './demo-groups.ts'
+import { showLog } from './demo-log.ts'
+import { DemoBroker, Narrator } from './demo-parts.ts'
 import type { CliIo } from './io.ts'
-import { EXIT_DONE, EXIT_FAILED, Interrupt } from './io.ts'
-import { formatCount } from './progress-line.ts'
-import { ExitError } from './usage-error.ts'
-import { connect, text, topic } from '../client/index.ts'
-import type { Client, Producer, Receipt } from '../client/index.ts'
-import { formatBytes } from '../common/units.ts'
+import { EXIT_DONE, Interrupt } from './io.ts'
+
+export type DemoScene = 'log' | 'groups'
 
 export interface DemoOptions {
   /** Without the pauses that let people read. */
   readonly fast: boolean
 }
 
-const PARTITIONS = 3
-const FIRST_ORDERS = 60_000
-const CRASH_ORDERS = 40_000
-/** How far the second part has come when the broker is killed. */
-const KILL_AFTER = 12_000
-const COUNTRIES = ['DE', 'FR', 'PL', 'IT', 'NL', 'ES'] as const
-const START_PATIENCE_MS = 20_000
-const orders = topic('orders', { value: text })
+type PlayScene = (
+  show: Narrator,
+  broker: DemoBroker,
+  directory: string,
+  signal: AbortSignal,
+) => Promise<number>
+
+const SCENES: Readonly<Record<DemoScene, { readonly title: string; readonly play: PlayScene }>> = {
+  log: { title: 'The log: what was acknowledged is there.', play: showLog },
+  groups: { title: 'Groups: consumers that share the work.', play: showGroups },
+}
 
 /**
- * Twenty seconds that show the point, on a broker of its own in a temporary folder: produce, two readers, replay from the start,
- * kill -9 in mid-stream, restart, and every acknowledged record is where its receipt says, once, in order.
- * Resolves to 0 only if that is so.
+ * Shows the point, in scenes of some twenty seconds, each on a broker of its own in a temporary folder. Each checks what it shows: resolves to 0 only
+ * if all of it holds.
  */
-export async function demo(io: CliIo, options: DemoOptions): Promise<number> {
+export async function demo(
+  io: CliIo,
+  scenes: readonly DemoScene[],
+  options: DemoOptions,
+): Promise<number> {
   using interrupt = new Interrupt(io)
+  const show = new Narrator(io, options.fast, interrupt.signal)
+  for (const scene of scenes) {
+    const { title, play } = SCENES[scene]
+    if (scenes.length > 1) show.title(title)
+    const code = await playScene(show, play, interrupt)
+    if (code !== EXIT_DONE) return code
+  }
+  return show.success()
+}
+
+async function playScene(show: Narrator, play: PlayScene, interrupt: Interrupt): Promise<number> {
   const directory = await mkdtemp(join(tmpdir(), 'millrace-demo-'))
   const broker = new DemoBroker(directory)
-  interrupt.signal.addEventListener('abort', () => broker.kill(), { once: true })
-  const show = new Narrator(io, options.fast, interrupt.signal)
+  const kill = (): void => broker.kill()
+  interrupt.signal.addEventListener('abort', kill, { once: true })
   try {
-    const code = await perform(show, broker, directory, interrupt.signal)
+    const code = await play(show, broker, directory, interrupt.signal)
     return interrupt.received === undefined ? code : interrupt.exitCode
   } catch (error) {
     if (interrupt.received !== undefined) return interrupt.exitCode
     throw error
   } finally {
+    interrupt.signal.removeEventListener('abort', kill)
     broker.kill()
     await broker.ended()
     await rm(directory, { recursive: true, force: true })
-  }
-}
-
-async function perform(
-  show: Narrator,
-  broker: DemoBroker,
-  directory: string,
-  signal: AbortSignal,
-): Promise<number> {
-  await show.step('A broker starts, on an empty folder. It is one Node process; nothing else runs.')
-  const address = await broker.start('127.0.0.1:0')
-  show.line(`millrace serve --data ${directory}   → listening on ${address}`)
-  await using client = await connect({ url: address, clientId: 'demo', timeoutMs: 10_000 })
-  await client.admin.createTopic('orders', { partitions: PARTITIONS })
-  show.line(`millrace topic create orders --partitions ${PARTITIONS}`)
-
-  await show.step(
-    `A producer sends ${formatCount(FIRST_ORDERS)} orders. Each is acknowledged only after fdatasync. Two readers follow, independently.`,
-  )
-  const billing = new Follower(client, 'billing', signal)
-  const search = new Follower(client, 'search ', signal)
-  const ledger = new Ledger()
-  // `await using` would flush once more, into a broker that may be gone when something has failed.
-  const producer = client.producer()
-  const startedMs = performance.now()
-  await sendOrders(producer, ledger, 0, FIRST_ORDERS, signal)
-  const elapsedMs = performance.now() - startedMs
-  await Promise.all([billing.waitFor(FIRST_ORDERS), search.waitFor(FIRST_ORDERS)])
-  show.line(
-    `produced ${formatCount(FIRST_ORDERS)} durable records in ${Math.round(elapsedMs)} ms ` +
-      `(${formatCount(Math.round((FIRST_ORDERS / elapsedMs) * 1000))} a second, a receipt for each)`,
-  )
-  show.line(
-    `billing has read ${formatCount(billing.count)}, search has read ${formatCount(search.count)}`,
-  )
-
-  await show.step(
-    'Reading deletes nothing. A third reader, who comes late, replays everything from the start.',
-  )
-  const replay = await readAll(client)
-  show.line(
-    `replayed ${formatCount(replay.size)} records; the first is ${JSON.stringify(replay.first)}`,
-  )
-  if (replay.size !== FIRST_ORDERS) return show.failure(`${FIRST_ORDERS} were sent`)
-
-  await show.step('Now the producer goes on, and in mid-stream the broker is killed with kill -9.')
-  const sending = sendOrders(producer, ledger, FIRST_ORDERS, CRASH_ORDERS, signal)
-  // Looked at below; until then its failure must not end the process.
-  sending.catch(() => undefined)
-  await ledger.waitFor(FIRST_ORDERS + KILL_AFTER, sending)
-  broker.kill()
-  await broker.ended()
-  const acknowledged = ledger.count
-  show.line(
-    `kill -9: the broker is gone. ${formatCount(acknowledged)} orders are acknowledged; the rest is in the producer's hands.`,
-  )
-  await show.pause()
-
-  await show.step(
-    'It starts again on the same folder. Producer and readers reconnect by themselves; nobody wrote code for it.',
-  )
-  const restartMs = performance.now()
-  await broker.start(address)
-  show.line(`ready again after ${Math.round(performance.now() - restartMs)} ms, recovery included`)
-  await sending
-  await producer.close()
-  const total = FIRST_ORDERS + CRASH_ORDERS
-  await Promise.all([billing.waitFor(total), search.waitFor(total)])
-  show.line(`the producer finished: ${formatCount(ledger.count)} receipts`)
-  show.line(
-    `billing has read ${formatCount(billing.count)}, search has read ${formatCount(search.count)}`,
-  )
-
-  await show.step(
-    'The count. Every receipt names a partition and an offset: is the order there, once, and nothing else?',
-  )
-  const found = await readAll(client)
-  const problems = ledger.compare(found)
-  await billing.stop()
-  await search.stop()
-  if (problems.length > 0) return show.failure(problems.join('; '))
-  const bytes = await sizeOfOrders(directory)
-  show.line(`${formatCount(found.size)} records found, ${formatCount(total)} sent`)
-  show.line('nothing lost, nothing twice, every offset as promised')
-  show.line(`on the disk: ${formatBytes(bytes)}, in Kafka's own segment format`)
-  return show.success()
-}
-
-/** Sends orders without waiting for each; the ledger keeps each receipt. */
-async function sendOrders(
-  producer: Producer,
-  ledger: Ledger,
-  first: number,
-  count: number,
-  signal: AbortSignal,
-): Promise<void> {
-  const pending: Promise<void>[] = []
-  for (let i = first; i < first + count; i++) {
-    const country = COUNTRIES[i % COUNTRIES.length] ?? 'DE'
-    const value = `{"order":${i},"country":"${country}","cents":${(i * 7919) % 100_000}}`
-    const sent = producer.send(orders, { key: `customer-${i % 997}`, value })
-    pending.push(sent.then((receipt) => ledger.note(receipt, value)))
-    if (pending.length === 5_000) {
-      await Promise.all(pending)
-      pending.length = 0
-      if (signal.aborted) return
-    }
-  }
-  await Promise.all(pending)
-}
-
-interface Found {
-  readonly size: number
-  readonly first: string
-  /** By partition, by offset. */
-  readonly values: readonly ReadonlyMap<number, string>[]
-}
-
-async function readAll(client: Client): Promise<Found> {
-  const values = Array.from({ length: PARTITIONS }, () => new Map<number, string>())
-  let size = 0
-  let first = ''
-  for await (const record of client.read(orders, { from: 'start', until: 'end' })) {
-    if (size++ === 0) first = record.value ?? ''
-    values[record.partition]?.set(record.offset, record.value ?? '')
-  }
-  return { size, first, values }
-}
-
-/** What was promised. */
-class Ledger {
-  readonly #promised = Array.from({ length: PARTITIONS }, () => new Map<number, string>())
-  #waiters: { readonly count: number; readonly resolve: () => void }[] = []
-  count = 0
-
-  note(receipt: Receipt, value: string): void {
-    this.#promised[receipt.partition]?.set(receipt.offset, value)
-    this.count++
-    if (this.#waiters.length === 0) return
-    for (const waiter of this.#waiters) if (this.count >= waiter.count) waiter.resolve()
-    this.#waiters = this.#waiters.filter((waiter) => this.count < waiter.count)
-  }
-
-  /** Resolves when so many receipts are there; rejects with what the sending fails with before. */
-  waitFor(count: number, sending: Promise<void>): Promise<void> {
-    return new Promise((resolve, reject) => {
-      if (this.count >= count) resolve()
-      this.#waiters.push({ count, resolve })
-      sending.then(resolve, reject)
-    })
-  }
-
-  compare(found: Found): string[] {
-    const problems: string[] = []
-    let promised = 0
-    for (const [partition, values] of this.#promised.entries()) {
-      for (const [offset, value] of values) {
-        promised++
-        const there = found.values[partition]?.get(offset)
-        if (there === value) continue
-        if (problems.length < 5) {
-          problems.push(
-            `orders-${partition} at ${offset}: ${there ?? 'nothing'} where ${value} was promised`,
-          )
-        }
-      }
-    }
-    if (promised !== this.count) problems.push('two receipts name one offset')
-    if (found.size !== promised) problems.push(`${found.size} records for ${promised} receipts`)
-    return problems
-  }
-}
-
-/** A reader that follows the topic and counts. */
-class Follower {
-  readonly #stop = new AbortController()
-  readonly #done: Promise<void>
-  readonly #name: string
-  #failure: unknown
-  #wake: (() => void) | undefined
-  count = 0
-
-  constructor(client: Client, name: string, signal: AbortSignal) {
-    this.#name = name.trim()
-    signal.addEventListener('abort', () => this.#stop.abort(), { once: true })
-    this.#done = this.#follow(client).catch((error: unknown) => {
-      this.#failure = error
-      this.#wake?.()
-    })
-  }
-
-  async waitFor(count: number): Promise<void> {
-    while (this.count < count && this.#failure === undefined && !this.#stop.signal.aborted) {
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve
-        this.#stop.signal.addEventListener('abort', () => resolve(), { once: true })
-      })
-    }
-    if (this.#failure !== undefined) throw this.#failure
-    if (this.count > count) {
-      throw new ExitError(EXIT_FAILED, `${this.#name} has read ${this.count} records of ${count}`)
-    }
-  }
-
-  async stop(): Promise<void> {
-    this.#stop.abort()
-    await this.#done
-    if (this.#failure !== undefined) throw this.#failure
-  }
-
-  async #follow(client: Client): Promise<void> {
-    const stream = client.read(orders, { from: 'start', signal: this.#stop.signal })
-    for await (const batch of stream.batches()) {
-      this.count += batch.count
-      this.#wake?.()
-    }
-  }
-}
-
-/** A broker as a process of its own, so that it can be killed like one. */
-class DemoBroker {
-  readonly #directory: string
-  #child: ChildProcess | undefined
-  #ended: Promise<unknown> = Promise.resolve()
-
-  constructor(directory: string) {
-    this.#directory = directory
-  }
-
-  /** Resolves to the address when the broker says that it is ready. */
-  async start(listen: string): Promise<string> {
-    const main = fileURLToPath(new URL(`./main${extname(import.meta.url)}`, import.meta.url))
-    const child = spawn(
-      process.execPath,
-      [main, 'serve', '--data', this.#directory, '--listen', listen, '--log-level', 'warn'],
-      // The demo's own environment: settings of a real broker must not leak in.
-      { stdio: ['ignore', 'pipe', 'pipe'], env: { PATH: process.env['PATH'] ?? '' } },
-    )
-    this.#child = child
-    this.#ended = once(child, 'close')
-    let log = ''
-    child.stderr.on('data', (chunk: Buffer) => {
-      log = (log + chunk.toString()).slice(-4_000)
-    })
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
-        reject(new ExitError(EXIT_FAILED, `the broker was not ready in time: ${log}`))
-      }, START_PATIENCE_MS)
-      child.on('close', (code) => {
-        clearTimeout(timer)
-        reject(new ExitError(EXIT_FAILED, `the broker ended with code ${code ?? 'none'}: ${log}`))
-      })
-      createInterface({ input: child.stdout }).on('line', (line) => {
-        const address = /^millrace listening on (\S+)$/.exec(line)?.[1]
-        if (address === undefined) return
-        clearTimeout(timer)
-        resolve(address)
-      })
-    })
-  }
-
-  kill(): void {
-    this.#child?.kill('SIGKILL')
-  }
-
-  async ended(): Promise<void> {
-    await this.#ended
-  }
-}
-
-async function sizeOfOrders(directory: string): Promise<number> {
-  let bytes = 0
-  for (let partition = 0; partition < PARTITIONS; partition++) {
-    const folder = join(directory, `${orders.name}-${partition}`)
-    for (const name of await readdir(folder)) bytes += (await stat(join(folder, name))).size
-  }
-  return bytes
-}
-
-/** Long enough to read a line or two; the whole comes to about twenty seconds. */
-const PAUSE_MS = 2_200
-
-/** Tells what happens, at the pace of somebody who reads along. */
-class Narrator {
-  readonly #io: CliIo
-  readonly #fast: boolean
-  readonly #signal: AbortSignal
-  readonly #startedMs = performance.now()
-  #number = 0
-
-  constructor(io: CliIo, fast: boolean, signal: AbortSignal) {
-    this.#io = io
-    this.#fast = fast
-    this.#signal = signal
-  }
-
-  async step(what: string): Promise<void> {
-    if (this.#number > 0) await this.pause()
-    if (this.#signal.aborted) throw new ExitError(EXIT_FAILED, 'interrupted')
-    this.#number++
-    this.#io.stdout.write(`\n${this.#number}. ${what}\n`)
-  }
-
-  line(what: string): void {
-    this.#io.stdout.write(`   ${what}\n`)
-  }
-
-  async pause(): Promise<void> {
-    if (this.#fast || this.#signal.aborted) return
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, PAUSE_MS)
-      this.#signal.addEventListener(
-        'abort',
-        () => {
-          clearTimeout(timer)
-          resolve()
-        },
-        { once: true },
-      )
-    })
-  }
-
-  success(): number {
-    const seconds = ((performance.now() - this.#startedMs) / 1000).toFixed(0)
-    this.#io.stdout.write(
-      `\nThat was millrace, in ${seconds} seconds. \`millrace help examples\` goes on from here.\n`,
-    )
-    return EXIT_DONE
-  }
-
-  failure(why: string): number {
-    this.#io.stdout.write(`\nThis must not happen: ${why}\n`)
-    return EXIT_FAILED
   }
 }

@@ -13,6 +13,60 @@ ${POSITION_GRAMMAR}
   millrace tail orders -o 100:200 -p 0     offsets 100 to 199 of partition 0
   millrace tail orders --since 1h          what was written in the last hour, then wait for more
   millrace tail orders -o @2026-01-01:2026-01-02
+
+\`tail\` also knows where groups are (\`millrace help groups\`):
+  millrace tail orders -o group:billing    from where billing is; joins nothing, changes nothing
+  millrace tail orders -o group:billing:end        what billing still has to do
+  millrace tail orders -g billing          as a member of billing, from what it has committed
+`
+
+const GROUPS = `Whoever reads with the same group name shares the work: each partition is one member's at a time.
+What has been processed is committed, so the group goes on where it was, in whatever process.
+
+  millrace tail orders -g billing             a member; start it again elsewhere, and they share
+  millrace tail -g audit --pattern '^orders'  several topics, also those that come later
+  millrace group list
+  millrace group describe billing             members, who owns what, lag in records and in time
+  millrace group describe billing --watch
+  millrace group reset billing --to @-1h      shows from, to and delta, then asks
+
+At least once. \`tail -g\` commits what stdout has taken (with --exec: what the command has ended well
+with), and the commit is on the broker's disk when it is answered. What was not committed when a
+member died is delivered again, to whoever owns the partition then.
+
+  what happens                        what follows
+  Ctrl-C, SIGTERM, -n, --idle         what was printed is committed, the group is left, others take
+                                      over at once
+  the reader of the pipe leaves       the same, but for the last piece, which comes again (-n is better)
+  kill -9, a crash, a lost network    its partitions wait until its session has run out (45s, or
+                                      --session-timeout), then others take over
+  a stopped process (Ctrl-Z)          the same; when it wakes it has lost them, and joins anew
+  a restart of the broker             members come back by themselves; nothing moves
+  a restart with --instance-id        in time, it gets back what it had, and nobody else is disturbed
+  a member joins or leaves            only the partitions that move stop, until their former owner
+                                      has committed
+  --exec fails                        the records before are committed, the group is left, code 1
+  retention was faster                the command fails and names both offsets; --on-lost start (or
+                                      end, or any position) goes on there
+
+Where to begin. What is committed counts. Where nothing is: the start, or what -o says (or --from);
+--from none fails instead. --commit manual commits nothing: a look at this member's share, which is
+given back unread. \`-o group:billing\` without -g is a look that joins nothing and moves nobody.
+
+Moving a group. Its members have to be stopped first: GROUP_NOT_EMPTY says who they are.
+  millrace group reset billing --to start         everything again
+  millrace group reset billing --to end           leave out what is left
+  millrace group reset billing --to @2026-01-31T12:00Z --topic orders --partitions 0,2-4
+  millrace group reset billing --shift -100       the last hundred of each partition again
+  millrace group reset billing --to group:audit   to where another group is
+  millrace group export billing > billing.jsonl   and back: reset billing --from-file billing.jsonl
+  millrace group reset new --to @-1d --topic orders --create   a group that begins a day ago
+--dry-run only shows the plan, and ends with 0. --yes does not ask. With neither, in a script, nothing
+is changed and the exit code is 2. What lies outside the log is brought to its edge; the plan says so.
+
+Committed offsets are forgotten 7 days after the last member has left (serve --group-offsets-retention).
+  millrace group delete billing                   at once
+  millrace group delete-offsets billing --topic orders
 `
 
 const FORMATS = `tail -f FORMAT, one of
@@ -71,6 +125,13 @@ What is where, and the oldest hundred offsets gone:
   millrace tail orders --offsets
   millrace topic delete-records orders --before +100
 
+Share the work between processes, and see who has what:
+  millrace tail jobs -g workers --exec 'curl -sf -d @- http://localhost:8080/jobs'
+  millrace group describe workers --watch
+
+Do the last hour again, after a look at what that means:
+  millrace group reset workers --to @-1h
+
 Look into the files of a broker that is down, and save the records:
   millrace dump segments/orders-0
   millrace dump --records -f raw segments/orders-0 > saved.txt
@@ -79,5 +140,6 @@ Look into the files of a broker that is down, and save the records:
 export const HELP_PAGES: Readonly<Record<string, string>> = {
   offsets: OFFSETS,
   formats: FORMATS,
+  groups: GROUPS,
   examples: EXAMPLES,
 }

@@ -27,6 +27,21 @@ const HINT_OF_CODE: Partial<Record<ErrorCode, string>> = {
   ADDRESS_IN_USE: 'use another port with --listen HOST:PORT; port 0 takes a free one',
   STORAGE_FULL: 'make room on the disk, or delete records; the broker goes on by itself',
   RECORD_TOO_LARGE: '`millrace topic alter NAME --set max.message.bytes=…` raises the limit',
+  INVALID_PATTERN:
+    "the broker matches names by RE2 expressions: no look-around, no back references; '^orders-.*' is one",
+  UNKNOWN_GROUP:
+    '`millrace group list` shows what there is; `millrace tail TOPIC -g NAME` makes one',
+  GROUP_NOT_EMPTY:
+    'stop its members first; `millrace group describe NAME` shows them. One that was killed counts until its session has run out',
+  GROUP_SUBSCRIBED: 'a member reads that topic; `millrace group describe NAME` shows which',
+  GROUP_TYPE_MISMATCH:
+    'a name belongs to a stream group or to a queue group for life; `millrace group list` shows which, another name is free',
+  GROUP_FULL: 'more members than the broker allows; `serve --group-max-size` is its limit',
+  INSTANCE_ID_IN_USE:
+    'another process reads with this --instance-id; give each its own, or stop that one (a killed one counts until its session has run out)',
+  INSTANCE_FENCED: 'another process has come with the same --instance-id, and has taken over',
+  WRONG_EXPECTED_OFFSET: 'somebody else has moved it meanwhile; look again, then try again',
+  COMMIT_TIMEOUT: 'try again; the offsets may or may not have been committed',
   UNSUPPORTED_CODEC: '`millrace version` shows which codecs this installation has',
 }
 

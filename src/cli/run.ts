@@ -1,9 +1,11 @@
 import { Command, Option } from 'commander'
 import {
   collect,
+  collectNames,
   toChoice,
   toCount,
   toDurationMs,
+  toInteger,
   toPartitions,
   toPositiveCount,
 } from './arguments.ts'
@@ -12,6 +14,13 @@ import { EXIT_DONE } from './io.ts'
 import { reportError } from './report-error.ts'
 import { UsageError } from './usage-error.ts'
 import type { DumpOptions } from './dump.ts'
+import type { ResetGroupOptions } from './group-reset.ts'
+import type {
+  DeleteGroupsOptions,
+  DeleteOffsetsOptions,
+  DescribeGroupOptions,
+  ListGroupsOptions,
+} from './groups.ts'
 import type { ProduceOptions } from './produce.ts'
 import type { TailOptions } from './tail.ts'
 import type {
@@ -31,7 +40,11 @@ import { findVersion } from '../server/version.ts'
 const ACKS: readonly Acks[] = ['none', 'written', 'durable']
 const CODECS = ['none', 'lz4', 'gzip', 'zstd'] as const
 const OUTPUTS = ['text', 'json'] as const
-const PAGES = ['offsets', 'formats', 'examples'] as const
+const PAGES = ['offsets', 'formats', 'groups', 'examples'] as const
+const SCENES = ['log', 'groups'] as const
+const COMMITS = ['after-each', 'interval', 'manual'] as const
+const GROUP_TYPES = ['stream', 'queue'] as const
+const GROUP_STATES = ['empty', 'assigning', 'reconciling', 'stable'] as const
 
 /** Keeps the exit code of the command that ran. */
 interface Outcome {
@@ -60,6 +73,7 @@ function buildProgram(io: CliIo, outcome: Outcome): Command {
     .description('A durable log broker: produce records, read them back, any number of times.')
     .version(findVersion(), '-V, --version', 'print the version')
     .helpCommand(false)
+    .configureHelp({ optionDescription: describeOption })
     .exitOverride()
     .configureOutput({
       writeOut: (text) => io.stdout.write(text),
@@ -72,16 +86,26 @@ function buildProgram(io: CliIo, outcome: Outcome): Command {
     })
     .addHelpText(
       'after',
-      '\nmillrace help offsets, help formats and help examples say more. Exit codes: 0 done, 1 failed, 2 usage,\n' +
+      '\nmillrace help offsets, help formats, help groups and help examples say more. Exit codes: 0 done, 1 failed, 2 usage,\n' +
         '10 unhealthy, 73 data directory in use, 74 storage failed, 130 interrupted.',
     )
   program.command('serve').description('run a broker')
   addTopic(program, io, outcome)
+  addGroup(program, io, outcome)
   addProduce(program, io, outcome)
   addTail(program, io, outcome)
   addDump(program, io, outcome)
   addSmall(program, io, outcome)
   return program
+}
+
+/** commander would also say that a flag is off and a list is empty by default. */
+function describeOption({ description, defaultValue }: Option): string {
+  const isPlain =
+    defaultValue === undefined ||
+    typeof defaultValue === 'boolean' ||
+    (Array.isArray(defaultValue) && defaultValue.length === 0)
+  return isPlain ? description : `${description} (default: ${String(defaultValue)})`
 }
 
 function withServer(command: Command): Command {
@@ -95,7 +119,8 @@ function withOutput(command: Command): Command {
   return command.addOption(
     new Option('--format <format>', 'text or json')
       .default('text')
-      .argParser(toChoice('--format', OUTPUTS)),
+      // What other tools call it.
+      .argParser((text) => (text === 'table' ? 'text' : toChoice('--format', OUTPUTS)(text))),
   )
 }
 
@@ -193,6 +218,126 @@ function addTopic(program: Command, io: CliIo, outcome: Outcome): void {
     })
 }
 
+/** As commander gives them: durations have no unit in their flag's name. */
+type DescribeArguments = Omit<DescribeGroupOptions, 'watchMs'> & {
+  /** True: given without a time. */
+  readonly watch?: number | boolean
+}
+
+const DEFAULT_WATCH_MS = 2_000
+
+/** `--topic`, and `--partitions` under both of the names that people try. */
+function withTopicPartitions(command: Command, what: string): Command {
+  const hidden = new Option('--partition <list>').argParser(toPartitions).hideHelp()
+  return command
+    .option('-t, --topic <name,…>', what, collectNames, [])
+    .option('-p, --partitions <list>', 'only these, such as 0,2-4; with one --topic', toPartitions)
+    .addOption(hidden)
+}
+
+interface PartitionArguments {
+  readonly partitions?: readonly number[]
+  readonly partition?: readonly number[]
+}
+
+function addGroup(program: Command, io: CliIo, outcome: Outcome): void {
+  const group = program
+    .command('group')
+    .description('list, describe, reset, export, delete consumer groups')
+  asAdmin(group.command('list').alias('ls'))
+    .description('list groups with their states')
+    .addOption(
+      new Option('--type <type>', 'only stream or queue groups').argParser(
+        toChoice('--type', GROUP_TYPES),
+      ),
+    )
+    .addOption(
+      new Option('--state <state>', `only ${GROUP_STATES.join(', ')} ones`).argParser(
+        toChoice('--state', GROUP_STATES),
+      ),
+    )
+    .option('-m, --match <regex>', 'only names that match')
+    .action(async (options: ListGroupsOptions) => {
+      const { listGroups } = await import('./groups.ts')
+      outcome.code = await listGroups(io, options)
+    })
+  asAdmin(group.command('describe <name>'))
+    .description('members, what they own, committed offsets, lag in records and in time')
+    .option('--members', 'only the members', false)
+    .option('--offsets', 'only the partitions', false)
+    .option('--no-time-lag', 'spare the broker the look at one record per partition that lags')
+    .option(
+      '-w, --watch [interval]',
+      'again and again, each 2s or so often, until interrupted',
+      toDurationMs('--watch'),
+    )
+    .action(async (name: string, { watch, ...options }: DescribeArguments) => {
+      const { describeGroup } = await import('./groups.ts')
+      outcome.code = await describeGroup(io, name, {
+        ...options,
+        watchMs: watch === true ? DEFAULT_WATCH_MS : watch === false ? undefined : watch,
+      })
+    })
+  const reset = asAdmin(group.command('reset <name>').alias('seek'))
+    .description(
+      'move committed offsets of a group that nobody reads with: shows the plan, then asks',
+    )
+    .option('--to <position>', 'start, end, 120, -10, @-1h …, or group:OTHER')
+    .option('--shift <count>', 'so many records on, or back: -100', toInteger('--shift'))
+    .option('--from-file <file>', 'what `group export` wrote, JSON lines or CSV; - is stdin')
+  withTopicPartitions(reset, 'only these topics; may be repeated (default: all the group has)')
+    .option('-y, --yes', 'do not ask', false)
+    .option('-n, --dry-run', 'only show the plan', false)
+    .option('--create', 'make the group if there is none', false)
+    .addHelpText(
+      'after',
+      '\nWithout a terminal and without --yes or --dry-run nothing is changed and the exit code is 2. See `millrace help groups`.',
+    )
+    .action(
+      async (name: string, { partition, ...options }: ResetGroupOptions & PartitionArguments) => {
+        const { resetGroup } = await import('./group-reset.ts')
+        const partitions = options.partitions ?? partition
+        outcome.code = await resetGroup(io, name, { ...options, partitions })
+      },
+    )
+  withServer(group.command('export <name>'))
+    .description('write committed offsets to stdout, for `group reset --from-file`')
+    .addOption(
+      new Option('--format <format>', 'json (one object a line) or csv')
+        .default('json')
+        .argParser(toChoice('--format', ['json', 'csv'])),
+    )
+    .action(
+      async (name: string, options: { readonly server?: string; readonly format: string }) => {
+        const { exportGroup } = await import('./groups.ts')
+        outcome.code = await exportGroup(io, name, { ...options, csv: options.format === 'csv' })
+      },
+    )
+  asAdmin(group.command('delete <name...>').alias('rm'))
+    .description('delete groups that nobody reads with, and their committed offsets')
+    .option('-y, --yes', 'do not ask', false)
+    .action(async (names: string[], options: DeleteGroupsOptions) => {
+      const { deleteGroups } = await import('./groups.ts')
+      outcome.code = await deleteGroups(io, names, options)
+    })
+  withTopicPartitions(
+    asAdmin(group.command('delete-offsets <name>')),
+    'the topics to forget; may be repeated',
+  )
+    .description('forget where a group is in a topic')
+    .option('-y, --yes', 'do not ask', false)
+    .action(
+      async (
+        name: string,
+        { partition, ...options }: DeleteOffsetsOptions & PartitionArguments,
+      ) => {
+        const { deleteOffsets } = await import('./groups.ts')
+        const partitions = options.partitions ?? partition
+        outcome.code = await deleteOffsets(io, name, { ...options, partitions })
+      },
+    )
+}
+
 function addProduce(program: Command, io: CliIo, outcome: Outcome): void {
   withServer(program.command('produce <topic> [files...]'))
     .description('send lines of stdin, or of files, as records')
@@ -223,13 +368,14 @@ function addProduce(program: Command, io: CliIo, outcome: Outcome): void {
 }
 
 /** As commander gives them: some names and types are not those of TailOptions. */
-type TailArguments = Omit<TailOptions, 'idleMs'> & {
+type TailArguments = Omit<TailOptions, 'idleMs' | 'sessionTimeoutMs'> & {
   readonly idle?: number
+  readonly sessionTimeout?: number
 }
 
 function addTail(program: Command, io: CliIo, outcome: Outcome): void {
-  withServer(program.command('tail <topic...>'))
-    .description('print records: from the start, then as they come')
+  withServer(program.command('tail [topic...]'))
+    .description('print records: from the start, then as they come; with -g as a member of a group')
     .option('-o, --offset <position>', 'where to begin, or a range (default: start)')
     .option('--since <duration|time>', 'begin so long ago, such as 1h')
     .option('--until <position>', 'stop before this position, such as end or @2026-01-01')
@@ -248,13 +394,43 @@ function addTail(program: Command, io: CliIo, outcome: Outcome): void {
     .option('--meta-only', 'sizes in place of keys, values and headers', false)
     .option('--offsets', 'print where partitions begin and end, no records', false)
     .option('--regex', 'names are regular expressions', false)
+    .option('--pattern <regex>', 'topics that match, in place of names; with -g also new ones')
+    .optionsGroup('As a member of a group:')
+    .option(
+      '-g, --group <name>',
+      'share the topics with all who read with this group; commit what was printed',
+    )
+    .option(
+      '--from <position>',
+      'where to begin where nothing is committed: -o means that too; or none, to fail',
+    )
+    .option('--on-lost <position>', 'go on there when a committed offset is gone (default: fail)')
+    .addOption(
+      new Option(
+        '--commit <when>',
+        'after-each, interval (of 5s), or manual: never, only look',
+      ).argParser(toChoice('--commit', COMMITS)),
+    )
+    .option(
+      '--instance-id <id>',
+      'a static member: gets back what it had when it is restarted in time',
+    )
+    .option(
+      '--session-timeout <duration>',
+      'others get its partitions when the broker has not heard of it for so long (default: 45s)',
+      toDurationMs('--session-timeout'),
+    )
     .addHelpText(
       'after',
-      '\n-f is the format. The last 10 of each partition and what follows: -o -10. See `millrace help offsets`, `help formats`.',
+      '\n-f is the format. The last 10 of each partition and what follows: -o -10. See `millrace help offsets`, `help formats`, `help groups`.',
     )
-    .action(async (names: string[], { idle, ...options }: TailArguments) => {
+    .action(async (names: string[], { idle, sessionTimeout, ...options }: TailArguments) => {
       const { tail } = await import('./tail.ts')
-      outcome.code = await tail(io, names, { ...options, idleMs: idle })
+      outcome.code = await tail(io, names, {
+        ...options,
+        idleMs: idle,
+        sessionTimeoutMs: sessionTimeout,
+      })
     })
 }
 
@@ -298,22 +474,23 @@ function addSmall(program: Command, io: CliIo, outcome: Outcome): void {
       outcome.code = await version(io, options)
     })
   program
-    .command('demo')
-    .description('twenty seconds that show the point, on a broker of its own')
+    .command('demo [scene...]')
+    .description('shows the point, on a broker of its own: log, groups; both take 45 seconds')
     .option('--fast', 'without the pauses for reading', false)
-    .action(async (options: { readonly fast: boolean }) => {
+    .action(async (names: string[], options: { readonly fast: boolean }) => {
+      const scenes = names.map(toChoice('scene', SCENES))
       const { demo } = await import('./demo.ts')
-      outcome.code = await demo(io, options)
+      outcome.code = await demo(io, scenes.length === 0 ? SCENES : scenes, options)
     })
   program
     .command('help [about...]')
-    .description('help for a command, or a page: offsets, formats, examples')
+    .description('help for a command, or a page: offsets, formats, groups, examples')
     .action(async (about: string[]) => {
       await showHelp(program, io, about)
     })
 }
 
-/** `help tail`, `help topic create`, `help offsets`. */
+/** `help tail`, `help topic create`, `help groups`. */
 async function showHelp(program: Command, io: CliIo, about: readonly string[]): Promise<void> {
   const page = about[0] ?? ''
   if (about.length === 1 && PAGES.some((name) => name === page)) {

@@ -5,6 +5,8 @@ import type { CliIo } from './io.ts'
 export interface ServerOptions {
   /** `HOST:PORT`. */
   readonly server?: string | undefined
+  /** What the broker calls this program, for instance among the members of a group. */
+  readonly clientId?: string | undefined
 }
 
 /** The client's own ten seconds are for programs that may start before their broker; a person wants to know. */
@@ -23,7 +25,7 @@ export async function withClient<T>(
   const url = options.server ?? io.env['MILLRACE_SERVER']
   const client = await connect({
     ...(url === undefined || url === '' ? {} : { url: url.split(',') }),
-    clientId: 'millrace-cli',
+    clientId: options.clientId ?? 'millrace-cli',
     timeoutMs,
   })
   try {

@@ -1,65 +1,67 @@
-import { toPosition } from './arguments.ts'
 import { CommandPipe } from './command-pipe.ts'
+import { IdleTimer } from './idle-timer.ts'
 import type { CliIo } from './io.ts'
 import { EXIT_DONE, Interrupt, say } from './io.ts'
 import { Output } from './output.ts'
 import { formatCount } from './progress-line.ts'
-import { compileFilter } from './record-filter.ts'
-import type { RecordFilter } from './record-filter.ts'
-import { compileFormat } from './record-format.ts'
 import type { RecordFields, RecordWriter } from './record-fields.ts'
+import type { RecordFilter } from './record-filter.ts'
 import type { ServerOptions } from './session.ts'
 import { withClient } from './session.ts'
+import { compileOutput } from './tail-output.ts'
+import type { TailOutput, TailOutputOptions } from './tail-output.ts'
+import { findParts, toRange } from './tail-range.ts'
+import type { RangeOptions, ReadFrom, ReadPart, ReadRange } from './tail-range.ts'
 import { formatTable } from './text-table.ts'
 import { toExpression } from './topics.ts'
 import { UsageError } from './usage-error.ts'
-import { bytes as bytesCodec, parsePosition, parseRange, topic } from '../client/index.ts'
+import { bytes as bytesCodec, topic } from '../client/index.ts'
 import type { Client, Position, ReadOptions } from '../client/index.ts'
-import { parseDurationMs } from '../common/units.ts'
 
-export interface TailOptions extends ServerOptions {
-  readonly offset?: string | undefined
-  readonly since?: string | undefined
-  readonly until?: string | undefined
-  readonly num?: number | undefined
+export interface TailOptions extends ServerOptions, TailOutputOptions, RangeOptions {
   readonly partitions?: readonly number[] | undefined
-  /** Undefined: pretty on a terminal, JSON lines elsewhere. */
-  readonly format?: string | undefined
   /** Undefined: as long as nothing says where to stop. */
   readonly follow?: boolean | undefined
   readonly idleMs?: number | undefined
-  readonly grep?: string | undefined
-  readonly ignoreCase: boolean
-  readonly key?: string | undefined
-  readonly header: readonly string[]
-  readonly exec?: string | undefined
-  readonly null: boolean
-  readonly metaOnly: boolean
   readonly offsets: boolean
   readonly regex: boolean
-}
-
-interface ReadRange {
-  readonly from: Position
-  readonly until: Position | undefined
+  /** Topics whose names match, in place of names. With a group also those still to come. */
+  readonly pattern?: string | undefined
+  /** Read as a member of this group. The rest goes with it. */
+  readonly group?: string | undefined
+  readonly instanceId?: string | undefined
+  /** Where to begin where nothing is committed. */
+  readonly from?: string | undefined
+  readonly onLost?: string | undefined
+  readonly commit?: 'after-each' | 'interval' | 'manual' | undefined
+  readonly sessionTimeoutMs?: number | undefined
 }
 
 /** Prints records of topics, from a position on, until told to stop. */
-export function tail(io: CliIo, names: readonly string[], options: TailOptions): Promise<number> {
-  // All that can be wrong with the arguments is found before anything is asked of a broker.
-  const range = toRange(options)
-  const filter = compileFilter({ ...options, headers: options.header })
-  if (options.exec !== undefined && options.format !== undefined) {
-    throw new UsageError(
-      '--exec and --format contradict each other',
-      'what the command prints is what is shown; it finds the rest in MILLRACE_TOPIC, MILLRACE_OFFSET …',
-    )
+export async function tail(
+  io: CliIo,
+  names: readonly string[],
+  options: TailOptions,
+): Promise<number> {
+  if (names.length === 0 && options.pattern === undefined) {
+    throw new UsageError("missing required argument 'topic'", 'name topics, or use --pattern REGEX')
   }
-  const expressions = options.regex ? names.map((name) => toExpression('--regex', name)) : []
-  const delimiter = options.null ? 0 : 0x0a
-  const isTerminal = io.stdout.isTTY === true
+  const { group } = options
+  if (group !== undefined) {
+    const { tailGroup } = await import('./group-tail.ts')
+    return tailGroup(io, names, { ...options, group })
+  }
+  return tailTopics(io, names, options)
+}
+
+function tailTopics(io: CliIo, names: readonly string[], options: TailOptions): Promise<number> {
+  // All that can be wrong with the arguments is found before anything is asked of a broker.
+  checkGroupless(options)
+  const range = toRange(options)
+  const output = compileOutput(io, options.offsets ? { ...options, format: undefined } : options)
+  const expressions = toExpressions(names, options)
   if (options.offsets) {
-    const asked = options.format ?? (isTerminal ? 'table' : 'json')
+    const asked = options.format ?? (io.stdout.isTTY === true ? 'table' : 'json')
     if (asked !== 'json' && asked !== 'table') {
       throw new UsageError(`--offsets has no format ${asked}`, 'use -f table or -f json')
     }
@@ -68,26 +70,20 @@ export function tail(io: CliIo, names: readonly string[], options: TailOptions):
       return showOffsets(io, client, topics, range, options.partitions, asked)
     })
   }
-  const format = compileFormat(options.format ?? (isTerminal ? 'pretty' : 'json'), {
-    delimiter,
-    metaOnly: options.metaOnly,
-    colour: isTerminal && io.env['NO_COLOR'] === undefined,
-    columns: isTerminal ? io.stdout.columns : undefined,
-  })
   return withClient(io, options, async (client) => {
     using interrupt = new Interrupt(io)
     const topics = await listTopics(client, names, expressions)
+    const parts = await findParts(client.admin, topics, range.from, options.partitions)
     const out = new Output(io.stdout, () => interrupt.stop())
     const pipe =
       options.exec === undefined
         ? undefined
         : new CommandPipe(options.exec, io, out, interrupt.signal)
-    const run = new TailRun(out, format.write, filter, options, interrupt, pipe)
+    const run = new TailRun(out, output, options, interrupt, pipe)
     try {
-      if (format.heading !== undefined && pipe === undefined) out.writeText(`${format.heading}\n`)
-      if (options.num !== 0) {
-        await run.perform(client, topics, range)
-      }
+      const { heading } = output.format
+      if (heading !== undefined && pipe === undefined) out.writeText(`${heading}\n`)
+      if (output.limit > 0) await run.perform(client, parts, range.until)
     } finally {
       run.end()
       await out.finish()
@@ -100,46 +96,28 @@ export function tail(io: CliIo, names: readonly string[], options: TailOptions):
   })
 }
 
-/** @throws MillraceError INVALID_POSITION; UsageError when options contradict each other */
-function toRange(options: TailOptions): ReadRange {
-  const nowMs = Date.now()
-  if (options.since !== undefined && options.offset !== undefined) {
-    throw new UsageError('--since and --offset contradict each other', '--since 1h is -o @-1h')
-  }
-  const parsed = parseRange(
-    options.since === undefined ? (options.offset ?? 'start') : sincePosition(options.since),
-    nowMs,
-  )
-  if (parsed.until !== undefined && options.until !== undefined) {
-    throw new UsageError(`--until contradicts the end in ${options.offset ?? options.since ?? ''}`)
-  }
-  const until =
-    options.until === undefined ? parsed.until : parsePosition(untilPosition(options.until), nowMs)
-  return {
-    from: toPosition(parsed.from),
-    until: until === undefined ? undefined : toPosition(until),
+const GROUP_OPTIONS = {
+  '--instance-id': 'instanceId',
+  '--from': 'from',
+  '--on-lost': 'onLost',
+  '--commit': 'commit',
+  '--session-timeout': 'sessionTimeoutMs',
+} as const
+
+function checkGroupless(options: TailOptions): void {
+  for (const [flag, name] of Object.entries(GROUP_OPTIONS)) {
+    if (options[name] === undefined) continue
+    throw new UsageError(`${flag} goes with --group`, flag === '--from' ? 'try -o' : undefined)
   }
 }
 
-/** `1h` is an hour ago; a time may have its @ or not. */
-function sincePosition(text: string): string {
-  if (text.startsWith('@')) return text
-  return isDuration(text) ? `@-${text}` : `@${text}`
-}
-
-/** A bare duration is so long ago; offsets, `end` and times are what they are elsewhere. */
-function untilPosition(text: string): string {
-  return isDuration(text) && !/^\d+$/.test(text) ? `@-${text}` : text
-}
-
-function isDuration(text: string): boolean {
-  if (!/^\d+[a-z]/i.test(text)) return false
-  try {
-    parseDurationMs(text)
-    return true
-  } catch {
-    return false // Then it is taken for a time, whose reader has the better message.
+function toExpressions(names: readonly string[], options: TailOptions): readonly RegExp[] {
+  const { pattern, regex } = options
+  if (pattern === undefined) return regex ? names.map((name) => toExpression('--regex', name)) : []
+  if (names.length > 0) {
+    throw new UsageError('--pattern stands in place of names', 'leave one of them out')
   }
+  return [toExpression('--pattern', pattern)]
 }
 
 /** The topics named, or those that an expression finds. @throws UsageError when it finds none */
@@ -155,7 +133,7 @@ async function listTopics(
   }
   if (found.length === 0) {
     throw new UsageError(
-      `no topic matches ${names.join(' or ')}`,
+      `no topic matches ${expressions.map(({ source }) => source).join(' or ')}`,
       '`millrace topic list` shows what there is',
     )
   }
@@ -166,6 +144,7 @@ class TailRun {
   readonly #out: Output
   readonly #write: RecordWriter
   readonly #filter: RecordFilter | undefined
+  readonly #idle: IdleTimer
   readonly #options: TailOptions
   readonly #interrupt: Interrupt
   readonly #pipe: CommandPipe | undefined
@@ -173,61 +152,64 @@ class TailRun {
   /** Aborts the streams: a signal, enough records, nobody reading, or nothing coming. */
   readonly #stop = new AbortController()
   readonly #onInterrupt = (): void => this.#stop.abort()
-  #idleTimer: NodeJS.Timeout | undefined
   count = 0
 
   constructor(
     out: Output,
-    write: RecordWriter,
-    filter: RecordFilter | undefined,
+    output: TailOutput,
     options: TailOptions,
     interrupt: Interrupt,
     pipe: CommandPipe | undefined,
   ) {
     this.#out = out
-    this.#write = write
-    this.#filter = filter
+    this.#write = output.format.write
+    this.#filter = output.filter
+    this.#limit = output.limit
     this.#options = options
+    this.#idle = new IdleTimer(options.idleMs, () => this.#stop.abort())
     this.#interrupt = interrupt
     this.#pipe = pipe
-    this.#limit = options.num ?? Infinity
     interrupt.signal.addEventListener('abort', this.#onInterrupt, { once: true })
     if (interrupt.signal.aborted) this.#stop.abort()
   }
 
   /** Several topics are read at the same time; each batch is printed whole. The first failure ends all. */
-  async perform(client: Client, topics: readonly string[], range: ReadRange): Promise<void> {
-    const reads = topics.map((name) =>
-      this.#read(client, name, range).catch((error: unknown) => {
+  async perform(
+    client: Client,
+    parts: readonly ReadPart[],
+    until: Position | undefined,
+  ): Promise<void> {
+    const reads = parts.map((part) =>
+      this.#read(client, part, until).catch((error: unknown) => {
         this.#stop.abort()
         throw error
       }),
     )
-    this.#touch()
+    this.#idle.touch()
     const failed = (await Promise.allSettled(reads)).find((read) => read.status === 'rejected')
     if (failed !== undefined) throw failed.reason
   }
 
   end(): void {
-    clearTimeout(this.#idleTimer)
+    this.#idle.end()
     this.#interrupt.signal.removeEventListener('abort', this.#onInterrupt)
   }
 
-  async #read(client: Client, name: string, range: ReadRange): Promise<void> {
-    const { partitions, follow } = this.#options
+  async #read(client: Client, part: ReadPart, until: Position | undefined): Promise<void> {
+    const { follow } = this.#options
     const options: ReadOptions = {
-      from: range.from,
-      until: range.until,
-      partitions,
+      from: part.from,
+      until,
+      partitions: part.partitions,
       signal: this.#stop.signal,
       ...(follow === undefined ? {} : { follow }),
     }
-    const handle = topic(name, { value: bytesCodec, key: bytesCodec })
+    const handle = topic(part.topic, { value: bytesCodec, key: bytesCodec })
     await using stream = client.read(handle, options)
     for await (const batch of stream.batches()) {
-      this.#touch()
-      if (this.#pipe === undefined) this.#print(name, batch.partition, batch.cursor())
-      else await this.#feed(this.#pipe, name, batch.partition, batch.cursor())
+      this.#idle.touch()
+      if (this.#pipe === undefined) this.#print(part.topic, batch.partition, batch.cursor())
+      else await this.#feed(this.#pipe, part.topic, batch.partition, batch.cursor())
       if (this.#stop.signal.aborted) break
       await this.#out.settle()
     }
@@ -257,19 +239,10 @@ class TailRun {
     while (!this.#stop.signal.aborted && cursor.next()) {
       if (this.#filter !== undefined && !this.#filter(cursor)) continue
       await pipe.run(name, partition, cursor)
-      this.#touch()
+      this.#idle.touch()
       this.count++
       if (this.count >= this.#limit) this.#stop.abort()
     }
-  }
-
-  /** Something has come: the wait for `--idle` begins anew. */
-  #touch(): void {
-    const { idleMs } = this.#options
-    if (idleMs === undefined) return
-    if (this.#idleTimer === undefined) {
-      this.#idleTimer = setTimeout(() => this.#stop.abort(), idleMs)
-    } else this.#idleTimer.refresh()
   }
 }
 
@@ -294,7 +267,7 @@ async function showOffsets(
   for (const name of topics) {
     const starts = await client.admin.offsets(name, 'start', wanted)
     const ends = await client.admin.offsets(name, 'end', wanted)
-    const froms = await client.admin.offsets(name, range.from, wanted)
+    const froms = await findFroms(client, name, range.from, partitions)
     const untils =
       range.until === undefined ? ends : await client.admin.offsets(name, range.until, wanted)
     for (const [partition, start] of [...starts].sort(([a], [b]) => a - b)) {
@@ -336,4 +309,20 @@ async function showOffsets(
     ),
   )
   return EXIT_DONE
+}
+
+async function findFroms(
+  client: Client,
+  name: string,
+  from: ReadFrom,
+  partitions: readonly number[] | undefined,
+): Promise<ReadonlyMap<number, number>> {
+  if (from.kind === 'position') {
+    return client.admin.offsets(name, from.position, { partitions })
+  }
+  const found = new Map<number, number>()
+  for (const part of await findParts(client.admin, [name], from, partitions)) {
+    for (const partition of part.partitions ?? []) found.set(partition, Number(part.from))
+  }
+  return found
 }

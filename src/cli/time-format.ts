@@ -86,6 +86,21 @@ export function formatIso(timeMs: number): string {
   return toDate(timeMs)?.toISOString() ?? String(timeMs)
 }
 
+/** How long something has been, in two units at most: `340ms`, `3.2s`, `45s`, `5m10s`, `2h03m`, `4d2h`. */
+export function formatAge(ms: number): string {
+  if (Math.round(ms) < 1000) return `${Math.max(0, Math.round(ms))}ms`
+  // Rounded first, or 9.96 s would be shown as 10.0s.
+  const tenths = Math.round(ms / 100)
+  if (tenths < 100) return `${(tenths / 10).toFixed(1)}s`
+  const seconds = Math.round(ms / 1000)
+  if (seconds < 60) return `${seconds}s`
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}m${two(seconds % 60)}s`
+  const minutes = Math.floor(seconds / 60)
+  if (minutes < 1440) return `${Math.floor(minutes / 60)}h${two(minutes % 60)}m`
+  const hours = Math.floor(minutes / 60)
+  return `${Math.floor(hours / 24)}d${hours % 24}h`
+}
+
 function toDate(timeMs: number): Date | undefined {
   const time = new Date(timeMs)
   return Number.isNaN(time.getTime()) ? undefined : time

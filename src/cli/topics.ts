@@ -1,7 +1,7 @@
-import { createInterface } from 'node:readline/promises'
 import { toPairs, toPosition } from './arguments.ts'
+import { isConfirmed } from './confirm.ts'
 import type { CliIo } from './io.ts'
-import { EXIT_DONE, EXIT_FAILED, say } from './io.ts'
+import { EXIT_DONE, EXIT_FAILED } from './io.ts'
 import { formatCount } from './progress-line.ts'
 import type { ServerOptions } from './session.ts'
 import { withClient } from './session.ts'
@@ -192,20 +192,6 @@ export function deleteTopics(
     }
     return EXIT_DONE
   })
-}
-
-/** Asks on a terminal only: a script has nobody to answer, and means what it says. */
-async function isConfirmed(io: CliIo, question: string, yes: boolean): Promise<boolean> {
-  if (yes || io.stdin.isTTY !== true || io.stderr.isTTY !== true) return true
-  const prompt = createInterface({ input: io.stdin, output: io.stderr })
-  try {
-    const answer = await prompt.question(`${question} [y/N] `)
-    if (/^y(es)?$/i.test(answer.trim())) return true
-    say(io, 'nothing was changed')
-    return false
-  } finally {
-    prompt.close()
-  }
 }
 
 export interface DeleteRecordsOptions extends AdminOptions {

@@ -9,14 +9,25 @@ import type {
   TopicInfo,
 } from './api.ts'
 import type { Connection } from './connection.ts'
+import type {
+  GroupAdmin,
+  GroupDetails,
+  GroupInfo,
+  GroupOffset,
+  OffsetResetPlan,
+  ResetOptions,
+} from './consumer-api.ts'
+import { LogGroupAdmin } from './group-admin.ts'
 import { choosePartitions, findOffsets } from './offset-lookup.ts'
 import { parsePosition, type Position } from './position.ts'
 
 export class LogAdmin implements Admin {
   readonly #connection: Connection
+  readonly #groups: GroupAdmin
 
   constructor(connection: Connection) {
     this.#connection = connection
+    this.#groups = new LogGroupAdmin(connection)
   }
 
   async createTopic(
@@ -155,7 +166,7 @@ export class LogAdmin implements Admin {
   async cluster(): Promise<ClusterInfo> {
     const { clusterId, mapVersion, brokers } = await this.#connection.call(
       'Metadata',
-      { topics: [], allTopics: false },
+      { topics: [], groups: [], allTopics: false },
       { isRead: true },
     )
     return {
@@ -163,6 +174,41 @@ export class LogAdmin implements Admin {
       mapVersion,
       brokers: brokers.map(({ brokerId, host, port }) => ({ brokerId, host, port })),
     }
+  }
+
+  groups(filter?: Parameters<GroupAdmin['groups']>[0]): AsyncIterable<GroupInfo> {
+    return this.#groups.groups(filter)
+  }
+
+  describeGroup(
+    group: string,
+    options?: Parameters<GroupAdmin['describeGroup']>[1],
+  ): Promise<GroupDetails> {
+    return this.#groups.describeGroup(group, options)
+  }
+
+  deleteGroup(group: string): Promise<void> {
+    return this.#groups.deleteGroup(group)
+  }
+
+  groupOffsets(group: string): Promise<readonly GroupOffset[]> {
+    return this.#groups.groupOffsets(group)
+  }
+
+  commitOffsets(group: string, offsets: Parameters<GroupAdmin['commitOffsets']>[1]): Promise<void> {
+    return this.#groups.commitOffsets(group, offsets)
+  }
+
+  deleteGroupOffsets(
+    group: string,
+    topic: string,
+    partitions?: readonly number[],
+  ): Promise<number> {
+    return this.#groups.deleteGroupOffsets(group, topic, partitions)
+  }
+
+  resetOffsets(group: string, options: ResetOptions): Promise<readonly OffsetResetPlan[]> {
+    return this.#groups.resetOffsets(group, options)
   }
 }
 

@@ -4,6 +4,8 @@ import type { Offset } from '../common/offset.ts'
 import type { Random } from '../common/random.ts'
 import type { RecordCursor } from '../record/record-cursor.ts'
 import type { Topic } from './codecs.ts'
+import type { Consumer, ConsumerOptions } from './consumer-api.ts'
+import type { GroupAdmin } from './consumer-api.ts'
 import type { MillraceError } from './errors.ts'
 import type { Position } from './position.ts'
 
@@ -101,10 +103,26 @@ export interface ConnectOptions {
   readonly random?: Random | undefined
 }
 
+/** What values of a topic, or of one of several, are. */
+export type ValueOf<T> = T extends Topic<infer V, infer _K> ? V : never
+export type KeyOf<T> = T extends Topic<infer _V, infer K> ? K : never
+
 export interface Client extends AsyncDisposable {
   producer(options?: ProducerOptions): Producer
   /** No group: every reader sees everything, nothing is remembered. Ends at `until`, or never. */
   read<V, K>(from: Topic<V, K>, options?: ReadOptions): RecordStream<V, K>
+  /**
+   * A member of a stream group, which shares the topics' partitions with its other members. One topic, several (each read with its own codecs), or all, now and
+   * later, whose name a pattern finds: an RE2 expression, without flags. It joins when records are first asked for.
+   * @throws MillraceError INVALID_GROUP_ID, INVALID_TOPIC_NAME, INVALID_POSITION, INVALID_REQUEST that names the option; what the broker has to say comes when
+   *   records are asked for
+   */
+  consumer<V, K>(from: Topic<V, K>, options: ConsumerOptions): Consumer<V, K>
+  consumer<T extends Topic<unknown, unknown>>(
+    from: readonly T[],
+    options: ConsumerOptions,
+  ): Consumer<ValueOf<T>, KeyOf<T>>
+  consumer(from: RegExp, options: ConsumerOptions): Consumer<Uint8Array, Uint8Array>
   readonly admin: Admin
   /** Flushes producers, ends streams, closes connections. What has not been answered after `timeoutMs` (default 30 000) fails with CLOSED. */
   close(options?: { readonly timeoutMs?: number }): Promise<void>
@@ -268,7 +286,7 @@ export interface ClusterInfo {
 }
 
 /** Administration. Reads and calls that certainly changed nothing are repeated for up to 30 s. */
-export interface Admin {
+export interface Admin extends GroupAdmin {
   /**
    * The same name with the same partitions and settings is no error: `created` is then false. Other ones are TOPIC_EXISTS, unless `ifNotExists`.
    * Partitions default to the broker's setting. Also throws INVALID_TOPIC_NAME, INVALID_CONFIG, TOO_MANY_TOPICS.

@@ -58,7 +58,7 @@ class FetchedRecord<V, K> implements ReceivedRecord<V, K> {
 }
 
 /** Steps through a batch and makes an object of each record. */
-class RecordIterator<V, K> implements IterableIterator<ReceivedRecord<V, K>> {
+export class RecordIterator<V, K> implements IterableIterator<ReceivedRecord<V, K>> {
   readonly #topic: Topic<V, K>
   readonly #partition: number
   readonly #cursor: RecordCursor
@@ -67,6 +67,18 @@ class RecordIterator<V, K> implements IterableIterator<ReceivedRecord<V, K>> {
     this.#topic = topic
     this.#partition = partition
     this.#cursor = cursor
+  }
+
+  /** Of the record that `next` has come to, also when it could not be decoded. */
+  get offset(): number {
+    return this.#cursor.offset
+  }
+
+  /** The key of that record as text with a letter for each byte: equal for equal bytes. Undefined without a key. */
+  get keyText(): string | undefined {
+    const { bytes, keyStart, keyEnd } = this.#cursor
+    if (keyStart < 0) return undefined
+    return Buffer.from(bytes.buffer, bytes.byteOffset + keyStart, keyEnd - keyStart).toString('latin1')
   }
 
   next(): IteratorResult<ReceivedRecord<V, K>, undefined> {
@@ -159,7 +171,7 @@ export class LogBatch<V, K> implements Batch<V, K> {
     }
   }
 
-  [Symbol.iterator](): Iterator<ReceivedRecord<V, K>, undefined> {
+  [Symbol.iterator](): RecordIterator<V, K> {
     return new RecordIterator(this.#topic, this.partition, this.cursor())
   }
 }

@@ -1,3 +1,4 @@
+import type { EventEmitter } from 'node:events'
 import {
   type ChannelOptions,
   Client,
@@ -15,10 +16,13 @@ import { MINUTE_MS, SECOND_MS } from '../common/units.ts'
 import type {
   ClusterServiceMethods,
   FetchRequest,
+  GroupServiceMethods,
+  JoinRequest,
+  JoinResponse,
   LogServiceMethods,
   TopicServiceMethods,
 } from '../gen/types.ts'
-import { CLUSTER_SERVICE, LOG_SERVICE, TOPIC_SERVICE } from '../wire/definitions.ts'
+import { CLUSTER_SERVICE, GROUP_SERVICE, LOG_SERVICE, TOPIC_SERVICE } from '../wire/definitions.ts'
 import { decodeErrorDetail, ERROR_TRAILER, toBrokerErrorFromDetail } from '../wire/error-detail.ts'
 import type { FetchMessage } from '../wire/fetch-codec.ts'
 import type { ProduceEnvelope, ProduceResultMessage } from '../wire/produce-codec.ts'
@@ -28,10 +32,35 @@ import { MillraceError, toMillraceError } from './errors.ts'
 /** The calls that take one message and answer one. */
 export type UnaryMethods = ClusterServiceMethods &
   TopicServiceMethods &
+  Omit<GroupServiceMethods, 'Join'> &
   Pick<LogServiceMethods, 'ListOffsets' | 'InitProducer'>
 
 export type ProduceCall = ClientDuplexStream<ProduceEnvelope, readonly ProduceResultMessage[]>
 export type FetchCall = ClientReadableStream<FetchMessage>
+/** Exactly one field of a request is set. */
+export type JoinCall = ClientDuplexStream<Partial<JoinRequest>, JoinResponse>
+
+/** A member's stream. */
+export interface SessionStream {
+  readonly call: JoinCall
+  /** `host:port` of the other end. */
+  readonly address: string
+  /** It has gone silent, so its connection is not to be trusted: later streams open another. Other sessions on it are not touched. */
+  discard(): void
+  /** Whether anything comes back over its connection, to tell a slow broker from a dead wire. Never rejects. */
+  isAnswering(): Promise<boolean>
+}
+
+/**
+ * The server takes 1 000 streams per connection, and grpc-js queues what is above without a word: so a program with more readers or members
+ * opens another connection in time. Half are left to unary calls, which all go over the first.
+ */
+const MOST_CALLS_PER_CONNECTION = 500
+/**
+ * Sessions have connections of their own: a heartbeat must not wait behind megabytes of records. Fewer on each, because all that share one have
+ * to come back when it breaks.
+ */
+const MOST_SESSIONS_PER_CONNECTION = 250
 
 /** With less, reading crawls as soon as there is a network in between: 4 MB/s at 5 ms each way (DEPENDENCIES §3.2). */
 const WINDOW_BYTES: number = 4 * MIB
@@ -55,6 +84,7 @@ const OPTIONS: ChannelOptions = {
 const UNARY: Readonly<Record<string, MethodDefinition<unknown, unknown> | undefined>> = {
   ...CLUSTER_SERVICE,
   ...TOPIC_SERVICE,
+  ...GROUP_SERVICE,
   ListOffsets: LOG_SERVICE['ListOffsets'],
   InitProducer: LOG_SERVICE['InitProducer'],
 }
@@ -68,18 +98,101 @@ function method(
   return found
 }
 
-/** One connection to one broker. */
+/** How long a call may take that asks whether a connection still works. */
+const PROBE_TIMEOUT_MS: number = 2 * SECOND_MS
+
+/** What all calls of grpc-js are. */
+type AnyCall = EventEmitter & { cancel(): void }
+
+interface PooledClient {
+  readonly client: Client
+  /** Calls that have not ended. */
+  readonly calls: Set<AnyCall>
+}
+
+/** Connections to one address, a further one for each so many streams. The first stays, the others go with their last call. */
+class StreamPool {
+  readonly #connect: () => Client
+  readonly #mostStreams: number
+  readonly #clients: PooledClient[] = []
+  readonly #discarded: Set<PooledClient> = new Set()
+
+  constructor(connect: () => Client, mostStreams: number) {
+    this.#connect = connect
+    this.#mostStreams = mostStreams
+  }
+
+  /** The connection for calls that take one message and answer one. */
+  first(): PooledClient {
+    return this.#clients[0] ?? this.#add()
+  }
+
+  /** A connection with room for one stream more. */
+  take(): PooledClient {
+    return this.#clients.find(({ calls }) => calls.size < this.#mostStreams) ?? this.#add()
+  }
+
+  /** Notes that `call` goes over `pooled` until it ends. */
+  note(pooled: PooledClient, call: AnyCall): void {
+    pooled.calls.add(call)
+    // grpc-js tells the status of every call once, after its error or its end.
+    call.once('status', () => {
+      pooled.calls.delete(call)
+      if (pooled.calls.size > 0 || pooled === this.#clients[0]) return
+      const at = this.#clients.indexOf(pooled)
+      if (at >= 0) this.#clients.splice(at, 1)
+      this.#discarded.delete(pooled)
+      pooled.client.close()
+    })
+  }
+
+  /** Nothing new goes over it. */
+  discard(pooled: PooledClient): void {
+    const at = this.#clients.indexOf(pooled)
+    if (at < 0) return
+    this.#clients.splice(at, 1)
+    if (pooled.calls.size === 0) pooled.client.close()
+    else this.#discarded.add(pooled)
+  }
+
+  /** Gives up all connections, and what goes over them: to its users that is a break. */
+  renew(): void {
+    for (const pooled of this.#clients.splice(0)) {
+      if (pooled.calls.size === 0) pooled.client.close()
+      else this.#discarded.add(pooled)
+      for (const call of pooled.calls) call.cancel()
+    }
+  }
+
+  close(): void {
+    for (const { client } of this.#clients) client.close()
+    for (const { client } of this.#discarded) client.close()
+  }
+
+  #add(): PooledClient {
+    const pooled: PooledClient = { client: this.#connect(), calls: new Set() }
+    this.#clients.push(pooled)
+    return pooled
+  }
+}
+
+/** What is open to one broker: one connection, or more when there are many streams. */
 export class BrokerChannel {
   /** `host:port`. */
   readonly address: string
-  readonly #client: Client
+  readonly #calls: StreamPool
+  readonly #sessions: StreamPool
+  #isProbing = false
 
   constructor(address: string, tls: ConnectOptions['tls'], clientId: string | undefined) {
     this.address = address
-    this.#client = new Client(address, toCredentials(tls), {
-      ...OPTIONS,
-      ...(clientId === undefined ? {} : { 'grpc.primary_user_agent': clientId }),
-    })
+    const connect = (): Client =>
+      new Client(address, toCredentials(tls), {
+        ...OPTIONS,
+        ...(clientId === undefined ? {} : { 'grpc.primary_user_agent': clientId }),
+      })
+    this.#calls = new StreamPool(connect, MOST_CALLS_PER_CONNECTION)
+    this.#sessions = new StreamPool(connect, MOST_SESSIONS_PER_CONNECTION)
   }
 
   /**
@@ -91,10 +204,21 @@ export class BrokerChannel {
     timeoutMs: number,
     signal?: AbortSignal,
   ): Promise<UnaryMethods[Name]['response']> {
+    return this.#callOver(this.#calls, this.#calls.first(), name, request, timeoutMs, signal)
+  }
+
+  #callOver<Name extends keyof UnaryMethods>(
+    pool: StreamPool,
+    pooled: PooledClient,
+    name: Name,
+    request: UnaryMethods[Name]['request'],
+    timeoutMs: number,
+    signal?: AbortSignal,
+  ): Promise<UnaryMethods[Name]['response']> {
     const { path, requestSerialize, responseDeserialize } = method(UNARY, name)
     return new Promise((resolve, reject) => {
       const abort = (): void => call.cancel()
-      const call = this.#client.makeUnaryRequest(
+      const call = pooled.client.makeUnaryRequest(
         path,
         requestSerialize,
         responseDeserialize,
@@ -103,10 +227,14 @@ export class BrokerChannel {
         { deadline: deadlineIn(timeoutMs) },
         (error, response) => {
           signal?.removeEventListener('abort', abort)
-          if (error !== null) reject(toCallError(error, this.address))
-          else resolve(response as UnaryMethods[Name]['response']) // The method's own deserializer made it.
+          if (error !== null) {
+            const failure = toCallError(error, this.address)
+            if (failure.code === 'REQUEST_TIMEOUT') this.#probe()
+            reject(failure)
+          } else resolve(response as UnaryMethods[Name]['response']) // The method's own deserializer made it.
         },
       )
+      pool.note(pooled, call)
       if (signal?.aborted === true) abort()
       else signal?.addEventListener('abort', abort, { once: true })
     })
@@ -114,25 +242,72 @@ export class BrokerChannel {
 
   produce(): ProduceCall {
     const { path, requestSerialize, responseDeserialize } = method(LOG_SERVICE, 'Produce')
-    return this.#client.makeBidiStreamRequest(
-      path,
-      requestSerialize,
-      responseDeserialize,
-    ) as ProduceCall // The method's own codecs make and take these.
+    const pooled = this.#calls.take()
+    const call = pooled.client.makeBidiStreamRequest(path, requestSerialize, responseDeserialize)
+    this.#calls.note(pooled, call)
+    return call as ProduceCall // The method's own codecs make and take these.
   }
 
   fetch(request: FetchRequest): FetchCall {
     const { path, requestSerialize, responseDeserialize } = method(LOG_SERVICE, 'Fetch')
-    return this.#client.makeServerStreamRequest(
+    const pooled = this.#calls.take()
+    const call = pooled.client.makeServerStreamRequest(
       path,
       requestSerialize,
       responseDeserialize,
       request,
-    ) as FetchCall // The method's own codecs make and take these.
+    )
+    this.#calls.note(pooled, call)
+    return call as FetchCall // The method's own codecs make and take these.
+  }
+
+  /** A group member's session. Its first message has to be `join`. */
+  join(): SessionStream {
+    const { path, requestSerialize, responseDeserialize } = method(GROUP_SERVICE, 'Join')
+    const pooled = this.#sessions.take()
+    const call = pooled.client.makeBidiStreamRequest(path, requestSerialize, responseDeserialize)
+    this.#sessions.note(pooled, call)
+    call.once('error', () => this.#probe())
+    return {
+      call: call as JoinCall, // The method's own codecs make and take these.
+      address: this.address,
+      discard: () => {
+        this.#sessions.discard(pooled)
+        this.#probe()
+      },
+      isAnswering: () => this.#isAnswering(this.#sessions, pooled),
+    }
+  }
+
+  /**
+   * A session's connection has broken or gone silent, or a call has not been answered. If that of everything else is silent, it is given up: a reader that waits at the end of its
+   * log cannot know silence from peace, and HTTP/2's pings take 40 s to find it out.
+   */
+  #probe(): void {
+    if (this.#isProbing) return
+    this.#isProbing = true
+    const probe = async (): Promise<void> => {
+      const isAnswering = await this.#isAnswering(this.#calls, this.#calls.first())
+      this.#isProbing = false
+      if (!isAnswering) this.#calls.renew()
+    }
+    void probe() // It never rejects.
+  }
+
+  /** Any answer at all will do, an error too. */
+  async #isAnswering(pool: StreamPool, pooled: PooledClient): Promise<boolean> {
+    try {
+      const request = { topics: [], allTopics: false, groups: [] }
+      await this.#callOver(pool, pooled, 'Metadata', request, PROBE_TIMEOUT_MS)
+      return true
+    } catch (error) {
+      return toMillraceError(error).code !== 'REQUEST_TIMEOUT'
+    }
   }
 
   close(): void {
-    this.#client.close()
+    this.#calls.close()
+    this.#sessions.close()
   }
 }
 

@@ -4,14 +4,18 @@ import type {
   Admin,
   Client,
   ConnectOptions,
+  KeyOf,
   Producer,
   ProducerOptions,
   ReadOptions,
   RecordStream,
+  ValueOf,
 } from './api.ts'
 import { LogAdmin } from './admin.ts'
 import type { Topic } from './codecs.ts'
 import { Connection, parseTarget } from './connection.ts'
+import { type ConsumerSource, GroupConsumer } from './consumer.ts'
+import type { Consumer, ConsumerOptions } from './consumer-api.ts'
 import { MillraceError } from './errors.ts'
 import { LogProducer } from './producer.ts'
 import { LogReader } from './reader.ts'
@@ -20,11 +24,17 @@ const DEFAULT_TARGET = 'localhost:9292'
 const CONNECT_TIMEOUT_MS = 10_000
 const CLOSE_TIMEOUT_MS = 30_000
 
+interface Closable {
+  close(): Promise<void>
+  abandon(reason: MillraceError): void
+}
+
 class LogClient implements Client {
   readonly admin: Admin
   readonly #connection: Connection
   readonly #producers: Set<LogProducer> = new Set()
   readonly #readers: Set<{ close(): Promise<void> }> = new Set()
+  readonly #consumers: Set<Closable> = new Set()
   #closing: Promise<void> | undefined
 
   constructor(connection: Connection) {
@@ -50,6 +60,25 @@ class LogClient implements Client {
     return reader
   }
 
+  consumer<V, K>(from: Topic<V, K>, options: ConsumerOptions): Consumer<V, K>
+  consumer<T extends Topic<unknown, unknown>>(
+    from: readonly T[],
+    options: ConsumerOptions,
+  ): Consumer<ValueOf<T>, KeyOf<T>>
+  consumer(from: RegExp, options: ConsumerOptions): Consumer<Uint8Array, Uint8Array>
+  consumer<V, K>(from: ConsumerSource<V, K>, options: ConsumerOptions): Consumer<V, K> {
+    this.#checkOpen()
+    const consumer = new GroupConsumer<V, K>(this.#connection, from, options, {
+      // Not one of the client's own, which are closed first: a consumer that ends may have dead letters to write.
+      createProducer: () => new LogProducer(this.#connection, {}, () => undefined),
+      onClosed: (closed) => {
+        this.#consumers.delete(closed)
+      },
+    })
+    this.#consumers.add(consumer)
+    return consumer
+  }
+
   close(options: { readonly timeoutMs?: number } = {}): Promise<void> {
     this.#closing ??= this.#close(options.timeoutMs ?? CLOSE_TIMEOUT_MS)
     return this.#closing
@@ -66,13 +95,15 @@ class LogClient implements Client {
         `the client was closed, and the broker did not answer within ${timeoutMs} ms`,
         { timeoutMs },
       )
+      for (const consumer of this.#consumers) consumer.abandon(error)
       for (const producer of this.#producers) producer.abandon(error)
     })
     try {
-      const results = await Promise.allSettled([
-        ...[...this.#readers].map((reader) => reader.close()),
-        ...[...this.#producers].map((producer) => producer.close()),
-      ])
+      const closing = [...this.#readers].map((reader) => reader.close())
+      // Their handlers may still be sending by one of the producers.
+      const results = await Promise.allSettled([...this.#consumers].map((one) => one.close()))
+      const producers = [...this.#producers].map((producer) => producer.close())
+      results.push(...(await Promise.allSettled([...closing, ...producers])))
       for (const result of results) if (result.status === 'rejected') throw result.reason
     } finally {
       cancel()

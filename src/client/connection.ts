@@ -4,7 +4,7 @@ import type { Random } from '../common/random.ts'
 import { MINUTE_MS, SECOND_MS } from '../common/units.ts'
 import type { MetadataResponse, TopicMetadata } from '../gen/types.ts'
 import type { ClientLogger, ConnectOptions } from './api.ts'
-import { BrokerChannel, type UnaryMethods } from './broker-channel.ts'
+import { BrokerChannel, type SessionStream, type UnaryMethods } from './broker-channel.ts'
 import { MillraceError, toMillraceError } from './errors.ts'
 import { checkNumbers } from './request-check.ts'
 import { Backoff } from './retry.ts'
@@ -67,6 +67,9 @@ export class Connection {
   readonly #addresses: Map<number, string> = new Map()
   readonly #routes: Map<string, TopicRoute> = new Map()
   readonly #asking: Map<string, Promise<TopicRoute>> = new Map()
+  /** Broker id by group. */
+  readonly #coordinators: Map<string, number> = new Map()
+  readonly #askingCoordinator: Map<string, Promise<number>> = new Map()
   #target = 0
   #isClosed = false
 
@@ -75,6 +78,11 @@ export class Connection {
     this.clock = options.clock
     this.random = options.random
     this.logger = options.logger
+  }
+
+  /** How this program is named to the broker; may be empty. */
+  get clientId(): string {
+    return this.#options.clientId ?? ''
   }
 
   get isClosed(): boolean {
@@ -124,6 +132,38 @@ export class Connection {
     return address === undefined ? this.home : this.#channel(address)
   }
 
+  /** The channels to all brokers that are known. */
+  brokers(): readonly BrokerChannel[] {
+    if (this.#addresses.size <= 1) return [this.home]
+    return [...this.#addresses.values()].map((address) => this.#channel(address))
+  }
+
+  /** Opens a stream for a member's session, at the broker that coordinates its group. @throws MillraceError CLOSED */
+  openSession(brokerId: number): SessionStream {
+    return this.leader(brokerId).join()
+  }
+
+  /**
+   * The id of the broker that coordinates a group. Asked for once, until {@link forgetCoordinator}. Callers that come while that is under way share
+   * the answer.
+   * @throws MillraceError INVALID_GROUP_ID, and what {@link call} throws
+   */
+  getCoordinator(group: string): Promise<number> {
+    const known = this.#coordinators.get(group)
+    if (known !== undefined) return Promise.resolve(known)
+    const asking = this.#askingCoordinator.get(group)
+    if (asking !== undefined) return asking
+    const answer = this.#fetchCoordinator(group).finally(() =>
+      this.#askingCoordinator.delete(group),
+    )
+    this.#askingCoordinator.set(group, answer)
+    return answer
+  }
+
+  forgetCoordinator(group: string): void {
+    this.#coordinators.delete(group)
+  }
+
   /** What is known of a topic, without asking. Asks behind the scenes when that is old. */
   findRoute(topic: string): TopicRoute | undefined {
     const route = this.#routes.get(topic)
@@ -155,7 +195,7 @@ export class Connection {
 
   /**
    * One call, repeated while that is harmless: `isRead` calls after any failure that may pass, others only when nothing was changed for
-   * certain. Gives up after 30 s.
+   * certain. Gives up after 30 s. With `group` the call goes to that group's coordinator.
    */
   async call<Name extends keyof UnaryMethods>(
     name: Name,
@@ -163,13 +203,14 @@ export class Connection {
     options: {
       readonly isRead: boolean
       readonly channel?: (() => BrokerChannel) | undefined
+      readonly group?: string | undefined
       readonly signal?: AbortSignal | undefined
       readonly timeoutMs?: number | undefined
     },
   ): Promise<UnaryMethods[Name]['response']> {
     checkNumbers(request)
     const release = holdProcess()
-    const { isRead, signal } = options
+    const { isRead, signal, group } = options
     const timeoutMs = options.timeoutMs ?? CALL_TIMEOUT_MS
     const endMs = this.clock.monotonicMs() + timeoutMs
     const backoff = new Backoff(this.random)
@@ -179,7 +220,10 @@ export class Connection {
         const leftMs = Math.max(1, endMs - this.clock.monotonicMs())
         const tryMs = isRead ? Math.min(leftMs, TRY_TIMEOUT_MS) : leftMs
         try {
-          const channel = options.channel?.() ?? this.home
+          const channel =
+            group === undefined
+              ? (options.channel?.() ?? this.home)
+              : this.leader(await this.getCoordinator(group))
           return await channel.call(name, request, tryMs, signal)
         } catch (error) {
           const failure = toMillraceError(error)
@@ -191,6 +235,7 @@ export class Connection {
             throw failure
           }
           if (failure.code === 'UNREACHABLE') this.#nextTarget()
+          if (group !== undefined) this.forgetCoordinator(group)
           await sleep(this.clock, delayMs, signal)
         }
       }
@@ -208,7 +253,7 @@ export class Connection {
   async #fetchRoute(topic: string): Promise<TopicRoute> {
     const answer = await this.call(
       'Metadata',
-      { topics: [topic], allTopics: false },
+      { topics: [topic], allTopics: false, groups: [] },
       { isRead: true },
     )
     this.#keepBrokers(answer)
@@ -229,8 +274,31 @@ export class Connection {
     return route
   }
 
+  async #fetchCoordinator(group: string): Promise<number> {
+    const answer = await this.call(
+      'Metadata',
+      { topics: [], allTopics: false, groups: [group] },
+      { isRead: true },
+    )
+    this.#keepBrokers(answer)
+    const found = answer.groups.find((entry) => entry.group === group) ?? answer.groups[0]
+    if (found === undefined) {
+      throw new MillraceError('UNSUPPORTED_FEATURE', 'this broker knows no groups', { group })
+    }
+    if (found.error !== '') {
+      const code = isErrorCode(found.error) ? found.error : 'INTERNAL_ERROR'
+      throw new MillraceError(code, found.errorMessage, { group })
+    }
+    this.#coordinators.set(group, found.coordinator)
+    return found.coordinator
+  }
+
   async #askMetadata(topics: string[], timeoutMs: number): Promise<void> {
-    const answer = await this.home.call('Metadata', { topics, allTopics: false }, timeoutMs)
+    const answer = await this.home.call(
+      'Metadata',
+      { topics, allTopics: false, groups: [] },
+      timeoutMs,
+    )
     this.#keepBrokers(answer)
   }
 

@@ -15,6 +15,7 @@ export type {
   ConfigInfo,
   ConnectOptions,
   Headers,
+  KeyOf,
   NewRecord,
   PartitionInfo,
   Partitioner,
@@ -26,8 +27,31 @@ export type {
   RecordStream,
   TopicDescription,
   TopicInfo,
+  ValueOf,
 } from './api.ts'
 export { connect } from './client.ts'
+export type {
+  BatchContext,
+  Consumer,
+  ConsumerOptions,
+  GroupAdmin,
+  GroupDetails,
+  GroupInfo,
+  GroupMemberInfo,
+  GroupOffset,
+  GroupPartitionInfo,
+  GroupState,
+  GroupType,
+  HandlerContext,
+  OffsetResetEvent,
+  OffsetResetPlan,
+  PartitionLag,
+  PartitionsListener,
+  ResetOptions,
+  ResetTo,
+  RunOptions,
+  TopicPartition,
+} from './consumer-api.ts'
 export { type Codec, type Topic, bytes, json, text, topic } from './codecs.ts'
 export { MillraceError, type Remedy } from './errors.ts'
 export {

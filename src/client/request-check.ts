@@ -10,6 +10,9 @@ const INT32_FIELDS: ReadonlySet<string> = new Set([
   'minBytes',
   'leaderEpoch',
   'producerEpoch',
+  'memberEpoch',
+  'sessionTimeoutMs',
+  'rebalanceTimeoutMs',
 ])
 
 /**

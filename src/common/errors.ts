@@ -102,6 +102,20 @@ export type ErrorCode =
   | 'UNSUPPORTED_FORMAT'
   | 'ADDRESS_IN_USE'
   | 'CLOSED'
+  | 'INVALID_GROUP_ID'
+  | 'INVALID_PATTERN'
+  | 'UNKNOWN_GROUP'
+  | 'UNKNOWN_MEMBER'
+  | 'GROUP_TYPE_MISMATCH'
+  | 'GROUP_NOT_EMPTY'
+  | 'GROUP_SUBSCRIBED'
+  | 'GROUP_FULL'
+  | 'INSTANCE_ID_IN_USE'
+  | 'INSTANCE_FENCED'
+  | 'STALE_MEMBER_EPOCH'
+  | 'PARTITION_NOT_OWNED'
+  | 'NOT_COORDINATOR'
+  | 'COMMIT_TIMEOUT'
 
 export const ERROR_TABLE: Readonly<Record<ErrorCode, ErrorRow>> = {
   INVALID_REQUEST: bad,
@@ -163,6 +177,26 @@ export const ERROR_TABLE: Readonly<Record<ErrorCode, ErrorRow>> = {
   ADDRESS_IN_USE: row('FAILED_PRECONDITION', 'fix', false, true),
   /** Client: the producer or reader has been closed. */
   CLOSED: row('FAILED_PRECONDITION', 'none', false, true),
+  INVALID_GROUP_ID: bad,
+  /** A subscription's pattern that is no RE2 expression. */
+  INVALID_PATTERN: bad,
+  UNKNOWN_GROUP: row('NOT_FOUND', 'fix', false, true),
+  /** The member's session has expired, or it was removed: it owns nothing any more and has to join anew. */
+  UNKNOWN_MEMBER: row('NOT_FOUND', 'rejoin', false, true),
+  /** A group id is a stream group's or a queue group's for life. */
+  GROUP_TYPE_MISMATCH: row('FAILED_PRECONDITION', 'fix', false, true),
+  GROUP_NOT_EMPTY: row('FAILED_PRECONDITION', 'fix', false, true),
+  GROUP_SUBSCRIBED: row('FAILED_PRECONDITION', 'fix', false, true),
+  GROUP_FULL: row('RESOURCE_EXHAUSTED', 'retry_after', true, true),
+  /** A living member has the instance id. */
+  INSTANCE_ID_IN_USE: row('FAILED_PRECONDITION', 'fix', false, true),
+  /** Another process has taken the instance id over: this one has to stop. */
+  INSTANCE_FENCED: row('ABORTED', 'fix', false, true),
+  STALE_MEMBER_EPOCH: row('ABORTED', 'rejoin', false, true),
+  /** A commit for a partition that the member does not own (any more): what it did there another will repeat. */
+  PARTITION_NOT_OWNED: row('ABORTED', 'rejoin', false, true),
+  NOT_COORDINATOR: row('UNAVAILABLE', 'refresh', true, true),
+  COMMIT_TIMEOUT: row('DEADLINE_EXCEEDED', 'retry', true, false),
 }
 
 /** Facts of an error: plain values, for people and programs. Never a stack, never a path in a client's answer. */

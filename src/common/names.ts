@@ -22,6 +22,27 @@ export function checkTopicName(name: string): void {
   if (name === '.' || name === '..') fail('would name a directory', 0)
 }
 
+/**
+ * Checks the id of a group: the rules of topic names.
+ * @throws BrokerError INVALID_GROUP_ID that says which rule was broken and where
+ */
+export function checkGroupId(group: string): void {
+  const fail = (why: string, position: number): never => {
+    const shown = group.length > 60 ? `${group.slice(0, 60)}…` : group
+    throw new BrokerError(
+      'INVALID_GROUP_ID',
+      `group id ${JSON.stringify(shown)} ${why}; a group id has 1 to ${LONGEST_NAME} of the letters A-Z a-z 0-9 . _ - and does not begin with __`,
+      { position, length: group.length, limit: LONGEST_NAME, field: 'group' },
+    )
+  }
+  if (group.length === 0) fail('is empty', 0)
+  const at = group.search(/[^A-Za-z0-9._-]/)
+  if (at >= 0) fail(`has ${JSON.stringify(group[at])} at position ${at}`, at)
+  if (group.length > LONGEST_NAME) fail(`is ${group.length} letters long`, LONGEST_NAME)
+  if (group === '.' || group === '..') fail('would name a directory', 0)
+  if (group.startsWith('__')) fail('begins with __, which is for the broker', 0)
+}
+
 /** Names that start with `__` belong to the broker. */
 export function isInternalTopic(name: string): boolean {
   return name.startsWith('__')

@@ -59,6 +59,42 @@ export type Reason =
   | 'UNSUPPORTED_FORMAT'
   | 'ADDRESS_IN_USE'
   | 'CLOSED'
+  | 'INVALID_GROUP_ID'
+  | 'INVALID_PATTERN'
+  | 'UNKNOWN_GROUP'
+  | 'UNKNOWN_MEMBER'
+  | 'GROUP_TYPE_MISMATCH'
+  | 'GROUP_NOT_EMPTY'
+  | 'GROUP_SUBSCRIBED'
+  | 'GROUP_FULL'
+  | 'INSTANCE_ID_IN_USE'
+  | 'INSTANCE_FENCED'
+  | 'STALE_MEMBER_EPOCH'
+  | 'PARTITION_NOT_OWNED'
+  | 'NOT_COORDINATOR'
+  | 'COMMIT_TIMEOUT'
+
+export type GroupType =
+  | 'GROUP_TYPE_UNSPECIFIED'
+  | 'GROUP_TYPE_STREAM'
+  | 'GROUP_TYPE_QUEUE'
+
+export type GroupState =
+  | 'GROUP_STATE_UNSPECIFIED'
+  | 'GROUP_STATE_EMPTY'
+  | 'GROUP_STATE_ASSIGNING'
+  | 'GROUP_STATE_RECONCILING'
+  | 'GROUP_STATE_STABLE'
+
+export type ResetTo =
+  | 'RESET_TO_UNSPECIFIED'
+  | 'RESET_TO_EARLIEST'
+  | 'RESET_TO_LATEST'
+  | 'RESET_TO_OFFSET'
+  | 'RESET_TO_TIMESTAMP'
+  | 'RESET_TO_DURATION'
+  | 'RESET_TO_SHIFT'
+  | 'RESET_TO_OFFSETS'
 
 export type Acks =
   | 'ACKS_UNSPECIFIED'
@@ -136,6 +172,45 @@ export const REASON_NUMBERS: { readonly [name in Reason]: number } = {
   UNSUPPORTED_FORMAT: 47,
   ADDRESS_IN_USE: 48,
   CLOSED: 49,
+  INVALID_GROUP_ID: 50,
+  INVALID_PATTERN: 51,
+  UNKNOWN_GROUP: 52,
+  UNKNOWN_MEMBER: 53,
+  GROUP_TYPE_MISMATCH: 54,
+  GROUP_NOT_EMPTY: 55,
+  GROUP_SUBSCRIBED: 56,
+  GROUP_FULL: 57,
+  INSTANCE_ID_IN_USE: 58,
+  INSTANCE_FENCED: 59,
+  STALE_MEMBER_EPOCH: 60,
+  PARTITION_NOT_OWNED: 61,
+  NOT_COORDINATOR: 62,
+  COMMIT_TIMEOUT: 63,
+}
+
+export const GROUP_TYPE_NUMBERS: { readonly [name in GroupType]: number } = {
+  GROUP_TYPE_UNSPECIFIED: 0,
+  GROUP_TYPE_STREAM: 1,
+  GROUP_TYPE_QUEUE: 2,
+}
+
+export const GROUP_STATE_NUMBERS: { readonly [name in GroupState]: number } = {
+  GROUP_STATE_UNSPECIFIED: 0,
+  GROUP_STATE_EMPTY: 1,
+  GROUP_STATE_ASSIGNING: 2,
+  GROUP_STATE_RECONCILING: 3,
+  GROUP_STATE_STABLE: 4,
+}
+
+export const RESET_TO_NUMBERS: { readonly [name in ResetTo]: number } = {
+  RESET_TO_UNSPECIFIED: 0,
+  RESET_TO_EARLIEST: 1,
+  RESET_TO_LATEST: 2,
+  RESET_TO_OFFSET: 3,
+  RESET_TO_TIMESTAMP: 4,
+  RESET_TO_DURATION: 5,
+  RESET_TO_SHIFT: 6,
+  RESET_TO_OFFSETS: 7,
 }
 
 export const ACKS_NUMBERS: { readonly [name in Acks]: number } = {
@@ -170,6 +245,7 @@ export interface HealthCheckResponse {
 export interface MetadataRequest {
   topics: string[]
   allTopics: boolean
+  groups: string[]
 }
 
 export interface MetadataResponse {
@@ -177,6 +253,14 @@ export interface MetadataResponse {
   mapVersion: number
   brokers: BrokerAddress[]
   topics: TopicMetadata[]
+  groups: GroupMetadata[]
+}
+
+export interface GroupMetadata {
+  group: string
+  coordinator: number
+  error: string
+  errorMessage: string
 }
 
 export interface BrokerAddress {
@@ -234,6 +318,250 @@ export interface ErrorDetail {
 export interface ErrorFact {
   name: string
   value: string
+}
+
+export interface JoinRequest {
+  join: JoinGroup | null
+  heartbeat: Heartbeat | null
+  commit: CommitRequest | null
+  confirm: ConfirmAssignment | null
+  subscribe: Subscription | null
+  leave: LeaveGroup | null
+}
+
+export interface JoinResponse {
+  joined: Joined | null
+  heartbeat: Heartbeat | null
+  commit: CommitResult | null
+  assignment: Assignment | null
+}
+
+export interface Subscription {
+  topics: string[]
+  pattern: string
+}
+
+export interface JoinGroup {
+  group: string
+  memberId: string
+  memberEpoch: number
+  instanceId: string
+  clientId: string
+  subscription: Subscription | null
+  assignor: string
+  sessionTimeoutMs: number
+  rebalanceTimeoutMs: number
+  rack: string
+}
+
+export interface Joined {
+  memberId: string
+  memberEpoch: number
+  heartbeatIntervalMs: number
+  sessionTimeoutMs: number
+  rebalanceTimeoutMs: number
+  resumed: boolean
+}
+
+export interface Heartbeat {
+  nonce: number
+}
+
+export interface Assignment {
+  number: number
+  memberEpoch: number
+  groupEpoch: number
+  topics: AssignedTopic[]
+}
+
+export interface AssignedTopic {
+  topic: string
+  topicId: string
+  partitions: AssignedPartition[]
+}
+
+export interface AssignedPartition {
+  partition: number
+  committedOffset?: number
+  committedLeaderEpoch: number
+  metadata: string
+  logStartOffset: number
+  highWatermark: number
+}
+
+export interface ConfirmAssignment {
+  number: number
+}
+
+export type LeaveGroup = { [name: string]: never }
+
+export interface OffsetCommit {
+  topic: string
+  partition: number
+  offset: number
+  leaderEpoch: number
+  metadata: string
+  topicId: string
+}
+
+export interface CommitRequest {
+  correlationId: number
+  memberEpoch: number
+  offsets: OffsetCommit[]
+}
+
+export interface CommitResult {
+  correlationId: number
+  errors: OffsetError[]
+}
+
+export interface OffsetError {
+  topic: string
+  partition: number
+  error: ErrorDetail | null
+}
+
+export interface CommitOffsetsRequest {
+  group: string
+  memberId: string
+  memberEpoch: number
+  offsets: OffsetCommit[]
+}
+
+export interface CommitOffsetsResponse {
+  errors: OffsetError[]
+}
+
+export interface FetchOffsetsRequest {
+  group: string
+  topics: string[]
+}
+
+export interface FetchOffsetsResponse {
+  offsets: CommittedOffset[]
+}
+
+export interface CommittedOffset {
+  topic: string
+  partition: number
+  offset: number
+  leaderEpoch: number
+  metadata: string
+  committedMs: number
+}
+
+export interface ListGroupsRequest {
+  type: GroupType
+  state: GroupState
+}
+
+export interface ListGroupsResponse {
+  groups: GroupSummary[]
+}
+
+export interface GroupSummary {
+  group: string
+  type: GroupType
+  state: GroupState
+  members: number
+  groupEpoch: number
+}
+
+export interface DescribeGroupRequest {
+  group: string
+  timeLag: boolean
+}
+
+export interface DescribeGroupResponse {
+  group: string
+  type: GroupType
+  state: GroupState
+  groupEpoch: number
+  assignor: string
+  members: GroupMember[]
+  partitions: GroupPartition[]
+  lag: number
+  emptySinceMs: number
+}
+
+export interface GroupMember {
+  memberId: string
+  instanceId: string
+  clientId: string
+  host: string
+  rack: string
+  memberEpoch: number
+  subscription: Subscription | null
+  owned: TopicPartitions[]
+  target: TopicPartitions[]
+  revoking: TopicPartitions[]
+  connected: boolean
+  sessionTimeoutMs: number
+  sinceHeartbeatMs: number
+}
+
+export interface TopicPartitions {
+  topic: string
+  partitions: number[]
+}
+
+export interface GroupPartition {
+  topic: string
+  partition: number
+  memberId: string
+  committedOffset?: number
+  logStartOffset: number
+  highWatermark: number
+  lag: number
+  lagMs?: number
+  metadata: string
+  committedMs: number
+}
+
+export interface DeleteGroupRequest {
+  group: string
+}
+
+export type DeleteGroupResponse = { [name: string]: never }
+
+export interface DeleteOffsetsRequest {
+  group: string
+  topics: TopicPartitions[]
+}
+
+export interface DeleteOffsetsResponse {
+  deleted: number
+}
+
+export interface ResetOffsetsRequest {
+  group: string
+  topics: TopicPartitions[]
+  to: ResetTo
+  value: number
+  offsets: OffsetReset[]
+  execute: boolean
+}
+
+export interface OffsetReset {
+  topic: string
+  partition: number
+  offset: number
+  expectedOffset?: number
+}
+
+export interface ResetOffsetsResponse {
+  offsets: ResetOffset[]
+  executed: boolean
+}
+
+export interface ResetOffset {
+  topic: string
+  partition: number
+  from?: number
+  to: number
+  logStartOffset: number
+  highWatermark: number
+  clamped: boolean
 }
 
 export interface Header {
@@ -479,6 +807,17 @@ export interface HealthMethods {
 export interface ClusterServiceMethods {
   Metadata: { request: MetadataRequest; response: MetadataResponse }
   DescribeBroker: { request: DescribeBrokerRequest; response: DescribeBrokerResponse }
+}
+
+export interface GroupServiceMethods {
+  Join: { request: JoinRequest; response: JoinResponse }
+  CommitOffsets: { request: CommitOffsetsRequest; response: CommitOffsetsResponse }
+  FetchOffsets: { request: FetchOffsetsRequest; response: FetchOffsetsResponse }
+  ListGroups: { request: ListGroupsRequest; response: ListGroupsResponse }
+  DescribeGroup: { request: DescribeGroupRequest; response: DescribeGroupResponse }
+  DeleteGroup: { request: DeleteGroupRequest; response: DeleteGroupResponse }
+  DeleteOffsets: { request: DeleteOffsetsRequest; response: DeleteOffsetsResponse }
+  ResetOffsets: { request: ResetOffsetsRequest; response: ResetOffsetsResponse }
 }
 
 export interface LogServiceMethods {

@@ -1,7 +1,8 @@
 import type { UntypedServiceImplementation } from '@grpc/grpc-js'
 import { crc32cTier } from '../bytes/crc32c.ts'
 import { toBrokerError } from '../common/errors.ts'
-import type { ClusterServiceMethods, TopicMetadata } from '../gen/types.ts'
+import { checkGroupId } from '../common/names.ts'
+import type { ClusterServiceMethods, GroupMetadata, TopicMetadata } from '../gen/types.ts'
 import { isCompressionAvailable, lz4Tier } from '../record/compression.ts'
 import type { Topics } from '../topic/topics.ts'
 import { CLUSTER_SERVICE, type ServiceMethods } from '../wire/definitions.ts'
@@ -22,6 +23,7 @@ export function clusterService(environment: ServiceEnvironment): UntypedServiceI
         mapVersion: topics.mapVersion,
         brokers: [{ brokerId: identity.brokerId, ...environment.address() }],
         topics: names.map((name) => describe(topics, name, identity.brokerId)),
+        groups: request.groups.map((group) => locate(group, identity.brokerId)),
       }
     },
     DescribeBroker: () => {
@@ -46,6 +48,17 @@ export function clusterService(environment: ServiceEnvironment): UntypedServiceI
     },
   }
   return implementService<ClusterServiceMethods>(environment, CLUSTER_SERVICE, handlers)
+}
+
+/** One broker coordinates every group, also those that are not there yet. */
+function locate(group: string, coordinator: number): GroupMetadata {
+  try {
+    checkGroupId(group)
+    return { group, coordinator, error: '', errorMessage: '' }
+  } catch (failure) {
+    const error = toBrokerError(failure)
+    return { group, coordinator: 0, error: error.code, errorMessage: error.message }
+  }
 }
 
 function describe(topics: Topics, name: string, leader: number): TopicMetadata {

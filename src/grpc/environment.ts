@@ -3,6 +3,7 @@ import type { Clock } from '../common/clock.ts'
 import { BrokerError } from '../common/errors.ts'
 import type { Random } from '../common/random.ts'
 import { KIB } from '../common/units.ts'
+import type { Groups } from '../coordination/group/group-types.ts'
 import type { Topics } from '../topic/topics.ts'
 import type { Drain } from './drain.ts'
 import type { Budgets } from './flow-control.ts'
@@ -31,6 +32,8 @@ export interface ServiceEnvironment {
   readonly maxMessageBytes: number
   /** @throws BrokerError LOADING while recovery runs */
   topics(): Topics
+  /** @throws BrokerError LOADING while recovery runs */
+  groups(): Groups
   /** Where clients should come: what the configuration says, or where we listen. */
   address(): { readonly host: string; readonly port: number }
   /** Free bytes where the data lies, as last seen; 0 when unknown. */

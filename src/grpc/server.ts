@@ -3,12 +3,14 @@ import { ReflectionService } from '@grpc/reflection'
 import type { Clock } from '../common/clock.ts'
 import { BrokerError } from '../common/errors.ts'
 import type { Random } from '../common/random.ts'
+import type { Groups } from '../coordination/group/group-types.ts'
 import type { Topics } from '../topic/topics.ts'
 import { fileDescriptors, HEALTH_SERVICE } from '../wire/definitions.ts'
 import { CLUSTER_SERVICE_DEFINITION, clusterService } from './cluster-service.ts'
 import { Drain } from './drain.ts'
 import type { BrokerIdentity, ServiceEnvironment } from './environment.ts'
 import { Budgets } from './flow-control.ts'
+import { GROUP_SERVICE_DEFINITION, groupService } from './group-service.ts'
 import { ConnectionGuard, SERVER_OPTIONS } from './guard.ts'
 import { Health } from './health.ts'
 import { LOG_SERVICE_DEFINITION, logService } from './log-service.ts'
@@ -34,6 +36,7 @@ const SERVICE_NAMES: readonly string[] = [
   'millrace.v1.LogService',
   'millrace.v1.TopicService',
   'millrace.v1.ClusterService',
+  'millrace.v1.GroupService',
 ]
 
 /**
@@ -47,6 +50,7 @@ export class GrpcServer {
   readonly #drain: Drain = new Drain()
   readonly #guard: ConnectionGuard
   #topics: Topics | undefined
+  #groups: Groups | undefined
   #address: { readonly host: string; readonly port: number } | undefined
 
   constructor(options: GrpcServerOptions) {
@@ -57,6 +61,7 @@ export class GrpcServer {
     this.#server.addService(toGrpc(LOG_SERVICE_DEFINITION), logService(environment))
     this.#server.addService(toGrpc(TOPIC_SERVICE_DEFINITION), topicService(environment))
     this.#server.addService(toGrpc(CLUSTER_SERVICE_DEFINITION), clusterService(environment))
+    this.#server.addService(toGrpc(GROUP_SERVICE_DEFINITION), groupService(environment))
     this.#server.addService(toGrpc(HEALTH_SERVICE), this.health.implementation())
     addReflection(this.#server)
   }
@@ -95,8 +100,9 @@ export class GrpcServer {
   }
 
   /** From here on calls are served, and health says so. */
-  serve(topics: Topics): void {
+  serve(topics: Topics, groups: Groups): void {
     this.#topics = topics
+    this.#groups = groups
     this.health.setServing(true)
   }
 
@@ -135,15 +141,17 @@ export class GrpcServer {
       errors: new ErrorMapper(logger, random),
       drain: this.#drain,
       budgets: new Budgets(),
-      topics: () => {
-        if (this.#topics !== undefined) return this.#topics
-        throw new BrokerError('LOADING', 'the broker is starting: its logs are being opened')
-      },
+      topics: () => this.#topics ?? loading(),
+      groups: () => this.#groups ?? loading(),
       address: () => this.#options.advertise ?? this.address,
       freeBytes: () => this.#options.freeBytes?.() ?? 0,
       findStream: (headers) => this.#guard.findStream(headers),
     }
   }
+}
+
+function loading(): never {
+  throw new BrokerError('LOADING', 'the broker is starting: its logs are being opened')
 }
 
 function toGrpc(methods: object): grpc.ServiceDefinition {

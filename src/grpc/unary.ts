@@ -89,7 +89,8 @@ export function implementService<M>(
   return table
 }
 
-function readRequest<Request>(decode: (bytes: Buffer) => Request, bytes: Buffer): Request {
+/** @throws BrokerError INVALID_REQUEST when `decode` fails */
+export function readRequest<Request>(decode: (bytes: Buffer) => Request, bytes: Buffer): Request {
   try {
     return decode(bytes)
   } catch (error) {

@@ -25,6 +25,16 @@ export interface LogConfig {
   readonly visibility: Isolation
   /** How long an idle producer id is remembered. */
   readonly producerExpiryMs: number
+  /** Keep only the newest record of each key, below the active segment. Retention is set apart from this. */
+  readonly compact: boolean
+  /** Compact when at least this share of the bytes has not been compacted yet. 0 to 1. */
+  readonly minCleanableRatio: number
+  /** How long a tombstone stays after it has been compacted for the first time, for readers to see it. */
+  readonly deleteRetentionMs: number
+  /** Records younger than this are not compacted. */
+  readonly minCompactionLagMs: number
+  /** Records older than this are compacted whatever the ratio says. Infinity: as the ratio says. */
+  readonly maxCompactionLagMs: number
 }
 
 export const DEFAULT_LOG_CONFIG: LogConfig = {
@@ -39,4 +49,9 @@ export const DEFAULT_LOG_CONFIG: LogConfig = {
   timestampType: 'create',
   visibility: 'durable',
   producerExpiryMs: 7 * DAY_MS,
+  compact: false,
+  minCleanableRatio: 0.5,
+  deleteRetentionMs: DAY_MS,
+  minCompactionLagMs: 0,
+  maxCompactionLagMs: Infinity,
 }

@@ -32,7 +32,8 @@ export interface PartitionLog {
 
   /**
    * Whole batches as stored, from the one that holds `from` on, about `maxBytes` of them; at least one, if any exists. Empty when `from`
-   * is the visible end, or an offset above it that has been given out. `isolation` `durable` (the default) sees up to the high watermark, `written` up to what has been written.
+   * is the visible end, or an offset above it that has been given out; and when compaction has left no record from `from` to the visible
+   * end, with `nextOffset` at that end. `isolation` `durable` (the default) sees up to the high watermark, `written` up to what has been written.
    * Bytes that come from the disk have had their checksum verified. The chunks are shared: nobody may write to them.
    * @throws BrokerError OFFSET_OUT_OF_RANGE with `logStartOffset` and `endOffset` in its details; SEGMENT_QUARANTINED with `nextOffset`, the
    *   first good offset after the damage
@@ -57,6 +58,22 @@ export interface PartitionLog {
    */
   applyRetention(): Promise<Offset>
 
+  /**
+   * What compaction could do now; undefined when there is nothing worth doing, or the log is not compacted. Costs next to nothing, and no
+   * I/O while nothing has changed since it was last asked.
+   */
+  findCompactionNeed(): Promise<CompactionNeed | undefined>
+
+  /**
+   * Runs one round of compaction: of each key only the newest record stays, in what is durable, sealed and old enough. Offsets, timestamps
+   * and the order of records stay; what producers may retry is not forgotten. A tombstone goes in a later round, after its grace. Slow, in
+   * small steps. Readers and appends go on. A round that is cut short, by `signal`, a full disk or the end of the log, leaves every record
+   * that it should keep. At most one at a time: a second call is refused.
+   * @throws BrokerError CLOSED; STORAGE_ERROR or STORAGE_FULL with its cause when the disk refused something, and nothing is lost by it;
+   *   INVALID_REQUEST when a round is under way
+   */
+  compact(signal?: AbortSignal): Promise<CompactionReport>
+
   /** Changes settings of a running log: from the next append on. */
   configure(config: LogConfig): void
 
@@ -73,6 +90,30 @@ export interface PartitionLog {
 }
 
 export type Isolation = 'durable' | 'written'
+
+export interface CompactionNeed {
+  /** Share of the bytes that has not been compacted yet: the log with the largest goes first. */
+  readonly dirtyRatio: number
+  readonly dirtyBytes: number
+  readonly totalBytes: number
+}
+
+/** What a round of compaction has done. */
+export interface CompactionReport {
+  /** Of the segments that were looked at. */
+  readonly bytesBefore: number
+  readonly bytesAfter: number
+  readonly segmentsBefore: number
+  readonly segmentsAfter: number
+  readonly recordsRemoved: number
+  /** Of those, tombstones whose grace was over. */
+  readonly tombstonesRemoved: number
+  /** Everything below has been compacted. */
+  readonly cleanedTo: Offset
+  /** Segments that were left alone because part of them cannot be read. */
+  readonly segmentsSkipped: number
+  readonly elapsedMs: number
+}
 
 export interface AppendOptions {
   /** Refuse with WRONG_EXPECTED_OFFSET unless the batch would start at exactly this offset. */
@@ -97,10 +138,10 @@ export interface AppendResult {
 }
 
 export interface FetchResult {
-  /** Each holds one or more whole batches; together they are contiguous but for gaps that compaction left. */
+  /** Each holds one or more whole batches; together they are contiguous but for gaps that compaction left. None is without a record. */
   readonly chunks: readonly Uint8Array[]
   readonly bytes: number
-  /** Where to read on: one past the last record in `chunks`, or `from` when there is none. */
+  /** Where to read on: at or past the end of the last batch in `chunks`, over gaps that follow; `from` when there is nothing. */
   readonly nextOffset: Offset
   readonly highWatermark: Offset
   readonly logStartOffset: Offset

@@ -201,6 +201,12 @@ export class ProducerState {
     )
   }
 
+  /** Whether the batch at `baseOffset` is one of those that are remembered. */
+  remembers(producerId: number, baseOffset: number): boolean {
+    const batches = this.#producers.get(producerId)?.batches
+    return batches !== undefined && batches.some((batch) => batch.baseOffset === baseOffset)
+  }
+
   /** Everything below `end` has reached the disk. Rises only. O(producers with more than five batches remembered). */
   setStableEnd(end: Offset): void {
     if (end <= this.#stableEnd) return

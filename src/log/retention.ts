@@ -7,6 +7,8 @@ export interface SegmentFacts {
   /** One past its last record; `baseOffset` when it is empty. */
   readonly endOffset: Offset
   readonly sizeBytes: number
+  /** Records in it, where compaction has been; else there are as many as offsets. */
+  readonly records?: number | undefined
   /** The largest record timestamp in it; negative when no record has one. */
   readonly maxTimestampMs: number
   /** The segment that appends go to. It is never given up. */
@@ -30,11 +32,12 @@ export function findRetentionStart(
   nowMs: number,
 ): Offset {
   let bytes = 0
-  let logEndOffset: number = logStartOffset
+  let records = 0
   for (const segment of segments) {
     // What lies below the log start is gone already, though its bytes may wait for their grace to end.
-    if (segment.active || segment.endOffset > logStartOffset) bytes += segment.sizeBytes
-    if (segment.endOffset > logEndOffset) logEndOffset = segment.endOffset
+    if (!segment.active && segment.endOffset <= logStartOffset) continue
+    bytes += segment.sizeBytes
+    records += recordsOf(segment)
   }
   let start = logStartOffset
   let expiring = true
@@ -42,13 +45,17 @@ export function findRetentionStart(
     if (segment.active) break
     if (segment.endOffset <= logStartOffset) continue
     bytes -= segment.sizeBytes
+    records -= recordsOf(segment)
     const isStamped = segment.maxTimestampMs >= 0
     const isOld = nowMs - Math.min(segment.maxTimestampMs, nowMs) > config.retentionMs
     if (isStamped && !isOld) expiring = false
-    const isTooMuch =
-      bytes >= config.retentionBytes || logEndOffset - segment.endOffset >= config.retentionRecords
+    const isTooMuch = bytes >= config.retentionBytes || records >= config.retentionRecords
     if (isTooMuch || (expiring && isStamped)) start = segment.endOffset
     else if (!expiring) break
   }
   return start
+}
+
+function recordsOf(segment: SegmentFacts): number {
+  return segment.records ?? segment.endOffset - segment.baseOffset
 }

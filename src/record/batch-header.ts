@@ -150,6 +150,43 @@ export function isControl(bytes: Uint8Array, at: number): boolean {
   return (readAttributes(bytes, at) & CONTROL_BIT) !== 0
 }
 
+/** True when every offset of the batch has its record: compaction has taken none. */
+export function isDense(bytes: Uint8Array, at: number): boolean {
+  return readRecordCount(bytes, at) === readLastOffsetDelta(bytes, at) + 1
+}
+
+/** The largest timestamp of its records; -1 when it has none left, whatever its header remembers of those it had. */
+export function readNewestTimestamp(bytes: Uint8Array, at: number): number {
+  return readRecordCount(bytes, at) === 0 ? -1 : readMaxTimestamp(bytes, at)
+}
+
+/** When the tombstones of the batch may go, or undefined when compaction has not set that yet. Kafka keeps it where the base timestamp was. */
+export function readDeleteHorizon(bytes: Uint8Array, at: number): number | undefined {
+  const isSet = (readAttributes(bytes, at) & DELETE_HORIZON_BIT) !== 0
+  return isSet ? readBaseTimestamp(bytes, at) : undefined
+}
+
+/**
+ * A batch without records that stands for the offsets [`baseOffset`, `endOffset`), at most 2^31 - 1 of them, whose records compaction has
+ * taken: so the batches of a log follow on each other as before, and a place where one is missing is damage and nothing else. Kafka's
+ * readers pass over such a batch; Kafka itself leaves them where a producer's last batch was.
+ */
+export function emptyBatch(baseOffset: number, endOffset: number, leaderEpoch: number): Uint8Array {
+  invariant(endOffset > baseOffset, 'a gap is not empty')
+  const batch = new Uint8Array(BATCH_HEADER_BYTES)
+  writeI32(batch, lengthAt, MIN_BATCH_LENGTH)
+  batch[magicAt] = MAGIC
+  writeI32(batch, lastOffsetDeltaAt, endOffset - baseOffset - 1)
+  writeI64(batch, baseTimestampAt, -1)
+  writeI64(batch, maxTimestampAt, -1)
+  writeI64(batch, producerIdAt, -1)
+  writeI16(batch, producerEpochAt, -1)
+  writeI32(batch, baseSequenceAt, -1)
+  stampBatch(batch, 0, baseOffset, leaderEpoch)
+  stampCrc(batch, 0)
+  return batch
+}
+
 /** Gives the batch its place. Outside the crc: no pass over the bytes. */
 export function stampBatch(
   bytes: Uint8Array,

@@ -139,6 +139,29 @@ export function validateRecords(batch: Uint8Array, limits: RecordLimits): void {
   }
 }
 
+/** Memory for looking into batches; what is in it is done with before anything else can run. */
+let keyCursor: RecordCursor | undefined
+
+/**
+ * Refuses a batch in which a record has no key: in a compacted topic it could never be superseded, nor deleted. Decompresses; control batches
+ * pass. The batch must have passed {@link validateBatch}.
+ *
+ * @throws BrokerError INVALID_RECORD with the `index` of the first such record; what reading the records throws
+ */
+export function checkKeys(batch: Uint8Array, topic: string): void {
+  if ((readAttributes(batch, 0) & CONTROL_BIT) !== 0) return
+  const cursor = (keyCursor ??= new RecordCursor({ reuseMemory: true }))
+  cursor.reset(batch, 0)
+  for (let index = 0; cursor.next(); index++) {
+    if (cursor.keyStart >= 0) continue
+    throw failure(
+      'INVALID_RECORD',
+      `record ${index} of the batch has no key: topic ${topic} is compacted, which keeps the newest record of each key, so every record needs one`,
+      { index, topic },
+    )
+  }
+}
+
 function validateAttributes(batch: Uint8Array, limits: BatchLimits): void {
   const attributes = readAttributes(batch, 0)
   if ((attributes & TRANSACTIONAL_BIT) !== 0) {

@@ -12,6 +12,25 @@ export function segmentFileName(baseOffset: Offset, kind: SegmentFileKind): stri
   return `${String(baseOffset).padStart(DIGITS, '0')}.${kind}`
 }
 
+const SWAP = /^(\d{20})-(\d{20})\.swap$/
+
+/** `00000000000000000000-00000000000000184032.swap`: a whole segment that takes the place of all that lie in [base, end). */
+export function swapFileName(baseOffset: Offset, endOffset: Offset): string {
+  const [base, end] = [baseOffset, endOffset].map((one) => String(one).padStart(DIGITS, '0'))
+  return `${base}-${end}.swap`
+}
+
+/** The range in the name of a swap file, or undefined when it is none. */
+export function parseSwapFileName(
+  name: string,
+): { readonly baseOffset: Offset; readonly endOffset: Offset } | undefined {
+  const match = SWAP.exec(name)
+  if (match === null) return undefined
+  const [baseOffset, endOffset] = [Number(match[1]), Number(match[2])]
+  if (!Number.isSafeInteger(endOffset) || baseOffset >= endOffset) return undefined
+  return { baseOffset: toOffset(baseOffset), endOffset: toOffset(endOffset) }
+}
+
 /** What a file name says, or undefined when it is none of a segment's. */
 export function parseSegmentFileName(
   name: string,

@@ -13,6 +13,8 @@ export interface SegmentSeal {
   readonly sizeBytes: number
   /** Of all records; -1 when the segment is empty. */
   readonly maxTimestampMs: number
+  /** Where compaction has been: how many records it holds. Left out where every offset has its record. */
+  readonly records?: number
   /** CRC-32C of the whole files. */
   readonly logCrc: number
   readonly indexCrc: number
@@ -48,6 +50,7 @@ function isSeal(value: unknown): value is SegmentSeal {
   const numbers = ['baseOffset', 'endOffset', 'sizeBytes', 'maxTimestampMs', 'logCrc', 'indexCrc']
   return (
     seal['format'] === 1 &&
+    (seal['records'] === undefined || Number.isSafeInteger(seal['records'])) &&
     [...numbers, 'timeindexCrc'].every((name) => Number.isSafeInteger(seal[name]))
   )
 }

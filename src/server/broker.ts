@@ -3,8 +3,10 @@ import type { Clock } from '../common/clock.ts'
 import { BrokerError } from '../common/errors.ts'
 import type { Random } from '../common/random.ts'
 import { SECOND_MS } from '../common/units.ts'
+import { GroupCoordinator } from '../coordination/group/group-coordinator.ts'
 import { type DirectoryLock, lockDirectory } from '../fs/directory-lock.ts'
 import type { FileSystem } from '../fs/file-system.ts'
+import { drainingError } from '../grpc/drain.ts'
 import { GrpcServer } from '../grpc/server.ts'
 import type { LogStore, StartReport } from '../log/partition-log.ts'
 import { Topics } from '../topic/topics.ts'
@@ -27,7 +29,7 @@ const BROKER_ID = 1
 const SPACE_CHECK_MS: number = 5 * SECOND_MS
 
 /**
- * A whole broker: lock, port, store, topics. Until the topics are open, calls are answered with LOADING and health says
+ * A whole broker: lock, port, store, topics, groups. Until these are open, calls are answered with LOADING and health says
  * NOT_SERVING. This is the one place that wires the parts together.
  */
 export class Broker {
@@ -40,6 +42,7 @@ export class Broker {
   readonly #clock: Clock
   readonly #store: LogStore
   readonly #topics: Topics
+  readonly #groups: GroupCoordinator
   readonly #server: GrpcServer
   readonly #space: SpaceWatch
   readonly #lock: DirectoryLock | undefined
@@ -50,6 +53,7 @@ export class Broker {
     parts: {
       readonly store: LogStore
       readonly topics: Topics
+      readonly groups: GroupCoordinator
       readonly server: GrpcServer
       readonly space: SpaceWatch
       readonly report: StartReport
@@ -61,6 +65,7 @@ export class Broker {
     this.#clock = options.clock
     this.#store = parts.store
     this.#topics = parts.topics
+    this.#groups = parts.groups
     this.#server = parts.server
     this.#space = parts.space
     this.#lock = parts.lock
@@ -90,6 +95,7 @@ export class Broker {
       options.storeFactory === undefined ? await lockDirectory(config.data, clock) : undefined
     let store: LogStore | undefined
     let topics: Topics | undefined
+    let groups: GroupCoordinator | undefined
     try {
       await server.listen(listen.host, listen.port)
       store = await (options.storeFactory ?? openDiskStore)(options)
@@ -103,14 +109,30 @@ export class Broker {
         retentionCheckMs: config.retentionCheckMs,
       })
       const report = await store.ready()
+      groups = await GroupCoordinator.open({
+        topics,
+        clock,
+        random,
+        logger,
+        options: {
+          sessionTimeoutMs: config.groupSessionTimeoutMs,
+          minSessionTimeoutMs: config.groupMinSessionTimeoutMs,
+          maxSessionTimeoutMs: config.groupMaxSessionTimeoutMs,
+          rebalanceIntervalMs: config.groupRebalanceIntervalMs,
+          maxMembers: config.groupMaxSize,
+          offsetsRetentionMs: config.groupOffsetsRetentionMs,
+          onCorruption: config.groupOnCorruption,
+        },
+      })
       await space.start()
-      server.serve(topics)
+      server.serve(topics, groups)
       const address = formatAddress(server.address)
       logger.info({ ...report, address, clusterId: store.clusterId }, `listening on ${address}`)
-      return new Broker(options, { store, topics, server, space, report, lock })
+      return new Broker(options, { store, topics, groups, server, space, report, lock })
     } catch (error) {
       space.stop()
       await server.stop(0)
+      await groups?.close(drainingError())
       await topics?.close()
       await store?.close()
       await lock?.release()
@@ -146,6 +168,11 @@ export class Broker {
         { drainTimeoutMs: this.#config.drainTimeoutMs },
         'some calls were still under way and have been cut off',
       )
+    }
+    try {
+      await this.#groups.close(drainingError())
+    } catch (error) {
+      this.#logger.error({ error }, 'the groups could not be closed')
     }
     try {
       await this.#topics.close()

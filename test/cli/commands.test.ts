@@ -136,11 +136,30 @@ describe('topic', () => {
 describe('every admin command', () => {
   it('answers --format json with one JSON document a line', async () => {
     const name = await aTopicOf(['x'])
+    const made = await millrace([
+      'group',
+      'reset',
+      'g',
+      '--to',
+      'start',
+      '--topic',
+      name,
+      '--create',
+      '--yes',
+    ])
+    expect(made.err).toBe('')
     const commands: readonly (readonly string[])[] = [
       ['topic', 'create', `${name}-a`, `${name}-b`],
       ['topic', 'list'],
       ['topic', 'describe', name],
       ['topic', 'alter', name, '--set', 'retention.ms=1d'],
+      ['group', 'list'],
+      ['group', 'describe', 'g'],
+      ['group', 'reset', 'g', '--to', 'end', '--dry-run'],
+      ['group', 'reset', 'g', '--to', 'end', '--yes'],
+      ['group', 'export', 'g'],
+      ['group', 'delete-offsets', 'g', '--topic', name],
+      ['group', 'delete', 'g'],
       ['topic', 'delete-records', name, '-b', 'end'],
       ['topic', 'delete', `${name}-a`, `${name}-b`],
       ['health'],
@@ -153,9 +172,16 @@ describe('every admin command', () => {
       expect(err, argv.join(' ')).toBe('')
       expect(code, argv.join(' ')).toBe(0)
       const lines = out.trimEnd().split('\n')
-      expect(lines.length).toBe(argv[1] === 'create' || argv[1] === 'delete' ? 2 : 1)
+      const isOfTwo = argv[0] === 'topic' && (argv[1] === 'create' || argv[1] === 'delete')
+      expect(lines.length).toBe(isOfTwo ? 2 : 1)
       for (const line of lines) expect(JSON.parse(line)).toBeTypeOf('object')
     }
+  })
+
+  it('takes table for text, as other tools call it', async () => {
+    const { code, out } = await millrace(['group', 'list', '--format', 'table'])
+    expect(code).toBe(0)
+    expect(out).toMatch(/^GROUP +TYPE +STATE/)
   })
 
   it('takes the server from --server before MILLRACE_SERVER', async () => {
@@ -280,6 +306,40 @@ describe('produce and tail', () => {
     expect(await done).toBe(130)
     await vi.waitFor(() => expect(io.err()).toMatch(/^2 records, /))
     expect(await tailOf(name, '-f', 'raw')).toBe('a\nb\n')
+  })
+})
+
+describe('group', () => {
+  it('is made, described, moved, copied by way of a file, and deleted', async () => {
+    const name = await aTopicOf(['a', 'b', 'c', 'd'])
+    const make = ['group', 'reset', 'maker', '--topic', name, '--to', '-3', '--create', '--yes']
+    expect((await millrace(make)).out).toContain('group maker made: 1 partition\n')
+    const described = await millrace(['group', 'describe', 'maker'])
+    expect(described.out).toMatch(new RegExp(`^${name} +0 +0 +1 +4 +3 +\\S+ +-$`, 'm'))
+    const shifted = await millrace(['group', 'seek', 'maker', '--shift', '1', '--yes'])
+    expect(shifted.out).toMatch(new RegExp(`^${name} +0 +1 +2 +\\+1 +2$`, 'm'))
+    const { out: file } = await millrace(['group', 'export', 'maker'])
+    expect(file).toBe(`{"topic":"${name}","partition":0,"offset":2}\n`)
+    const copy = ['group', 'reset', 'taker', '--from-file', '-', '--create', '--yes']
+    expect((await millrace(copy, { input: file })).code).toBe(0)
+    expect((await millrace(['group', 'export', 'taker'])).out).toBe(file)
+    expect((await millrace(['group', 'delete', 'maker', 'taker'])).code).toBe(0)
+    const gone = await millrace(['group', 'describe', 'maker'])
+    expect(gone.code).toBe(1)
+    expect(gone.err).toContain('(UNKNOWN_GROUP)')
+  })
+
+  it('is where a plain tail begins with -o group:NAME, which changes nothing', async () => {
+    const name = await aTopicOf(['a', 'b', 'c', 'd'])
+    await millrace(['group', 'reset', 'g2', '--topic', name, '--to', '2', '--create', '--yes'])
+    expect(await tailOf(name, '-o', 'group:g2', '-f', 'raw')).toBe('c\nd\n')
+    const left = await millrace(['tail', name, '-o', 'group:g2:3', '-f', 'raw'])
+    expect(left.out).toBe('c\n')
+    expect(JSON.parse(await tailOf(name, '-o', 'group:g2', '--offsets'))).toMatchObject({ from: 2 })
+    const unknown = await millrace(['tail', name, '-o', 'group:g3'])
+    expect(unknown.code).toBe(1)
+    expect(unknown.err).toContain('(UNKNOWN_GROUP)')
+    expect((await millrace(['group', 'export', 'g2'])).out).toContain('"offset":2')
   })
 })
 
@@ -458,6 +518,14 @@ describe('tail', () => {
     io.stdout.destroy(Object.assign(new Error('write EPIPE'), { code: 'EPIPE' }))
     expect(await done).toBe(0)
     expect(io.err()).toBe('')
+  })
+
+  it('finds topics with --pattern in place of names', async () => {
+    const other = await aTopicOf(['by pattern'])
+    expect(await tailOf('--pattern', `^${other}$`, '-f', 'raw')).toBe('by pattern\n')
+    const { code, err } = await millrace(['tail', '--pattern', '^none$'])
+    expect(code).toBe(2)
+    expect(err).toContain('no topic matches ^none$')
   })
 
   it('ends when nothing has come for --idle', async () => {

@@ -51,6 +51,45 @@ export async function byBatch(mill: Client): Promise<number> {
   return bytes
 }
 
+/** A stream group as an iterator: asking for the next record says that the last one is finished. */
+export async function bill(mill: Client, stop: AbortSignal): Promise<void> {
+  const emails = topic('emails', { value: text })
+  await using producer = mill.producer()
+  for await (const order of mill.consumer(orders, { group: 'billing', signal: stop })) {
+    if (order.value !== null) await producer.send(emails, { value: order.value.id })
+  }
+}
+
+/** The same with a handler: 32 at once, one at a time per key. */
+export async function index(mill: Client): Promise<void> {
+  const search = mill.consumer(orders, { group: 'search' })
+  search.on('revoked', (partitions) => console.log('gave up', partitions))
+  await search.run(
+    async ({ value }, { signal }) => {
+      await fetch('http://localhost:9200/_doc', {
+        method: 'POST',
+        body: JSON.stringify(value),
+        signal,
+      })
+    },
+    { concurrency: 32, ordered: 'key', onError: { deadLetter: 'orders.failed', attempts: 3 } },
+  )
+}
+
+/** Several topics at once, each with its own codecs; and whatever a pattern finds, as bytes. */
+export async function everything(mill: Client): Promise<void> {
+  const lines = topic('lines', { value: text })
+  for await (const { value } of mill.consumer([orders, lines], { group: 'all' })) {
+    const either: Order | string | null = value
+    console.log(either)
+    // @ts-expect-error: it may be a line as well
+    console.log(value?.country)
+  }
+  for await (const { value } of mill.consumer(/^logs\./, { group: 'logs' })) {
+    console.log(value?.length)
+  }
+}
+
 export async function wrongly(mill: Client, offset: Offset): Promise<void> {
   const producer = mill.producer()
   // @ts-expect-error: a number is no Order

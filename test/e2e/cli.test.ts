@@ -1,98 +1,12 @@
-import { spawn } from 'node:child_process'
-import type { ChildProcessWithoutNullStreams } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished, vi } from 'vitest'
+import { Command, Server, runTo } from '../support/cli-process.ts'
 import { temporaryDirectory } from '../support/temporary-directory.ts'
 import { SeededRandom } from '../../src/common/random.ts'
-
-// MILLRACE_E2E_MAIN: another build than the one of `npm run build`.
-const MAIN =
-  process.env['MILLRACE_E2E_MAIN'] ??
-  fileURLToPath(new URL('../../dist/src/cli/main.js', import.meta.url))
-
-/** Whatever a failed test leaves behind ends with the file. */
-const running = new Set<Command>()
-
-afterAll(() => {
-  for (const command of running) command.child.kill('SIGKILL')
-})
-
-/** The real command in a process of its own. */
-class Command {
-  readonly child: ChildProcessWithoutNullStreams
-  readonly #out: Buffer[] = []
-  readonly #err: Buffer[] = []
-  readonly ended: Promise<{ readonly code: number | null; readonly signal: string | null }>
-
-  constructor(argv: readonly string[], environment: Readonly<Record<string, string>> = {}) {
-    this.child = spawn(process.execPath, [MAIN, ...argv], {
-      env: { PATH: process.env['PATH'] ?? '', ...environment },
-    })
-    this.child.stdout.on('data', (piece: Buffer) => this.#out.push(piece))
-    this.child.stderr.on('data', (piece: Buffer) => this.#err.push(piece))
-    running.add(this)
-    this.child.on('close', () => running.delete(this))
-    this.child.stdin.on('error', () => undefined) // It may end without having read all.
-    this.ended = once(this.child, 'close').then(([code, signal]: unknown[]) => ({
-      code: typeof code === 'number' ? code : null,
-      signal: typeof signal === 'string' ? signal : null,
-    }))
-  }
-
-  get out(): Buffer {
-    return Buffer.concat(this.#out)
-  }
-
-  get err(): string {
-    return Buffer.concat(this.#err).toString('utf8')
-  }
-
-  async code(): Promise<number | null> {
-    return (await this.ended).code
-  }
-}
-
-class Server extends Command {
-  static async start(
-    data: string,
-    listen = '127.0.0.1:0',
-    environment: Readonly<Record<string, string>> = {},
-  ): Promise<Server> {
-    const server = new Server(['serve', '--data', data, '--listen', listen], environment)
-    await Promise.race([
-      vi.waitFor(() => expect(server.out.toString()).toMatch(/\n$/), { timeout: 20_000 }),
-      server.ended.then(({ code }) => {
-        throw new Error(`serve ended with ${code}: ${server.err}`)
-      }),
-    ])
-    return server
-  }
-
-  get address(): string {
-    return /^millrace listening on (\S+)\n$/.exec(this.out.toString())?.[1] ?? ''
-  }
-
-  async kill(signal: NodeJS.Signals): Promise<number | null> {
-    this.child.kill(signal)
-    return this.code()
-  }
-}
-
-async function runTo(
-  server: Server,
-  argv: readonly string[],
-  input: string | Buffer = '',
-): Promise<Command> {
-  const command = new Command(argv, { MILLRACE_SERVER: server.address })
-  command.child.stdin.end(input)
-  await command.ended
-  return command
-}
 
 function manyLines(count: number): Buffer {
   const random = new SeededRandom(3)
@@ -104,10 +18,6 @@ function manyLines(count: number): Buffer {
 function digest(bytes: Buffer): string {
   return createHash('sha256').update(bytes).digest('hex')
 }
-
-beforeAll(() => {
-  if (!existsSync(MAIN)) throw new Error('there is no dist/: `npm run build` comes first')
-})
 
 describe('the command in a process of its own', () => {
   it('starts fast enough for help to feel immediate', async () => {
@@ -278,11 +188,16 @@ describe('produce and tail', () => {
 })
 
 describe('demo', () => {
-  it('finds everything, cleans up and ends with 0', async () => {
+  it.each([
+    ['log', 'nothing lost, nothing twice'],
+    ['groups', 'every one at least once'],
+  ])('of %s finds everything, cleans up and ends with 0', async (scene, proof) => {
     const folder = temporaryDirectory()
-    const command = new Command(['demo', '--fast'], { TMPDIR: folder })
-    expect(await command.code()).toBe(0)
-    expect(command.out.toString()).toContain('nothing lost, nothing twice')
+    const command = new Command(['demo', scene, '--fast'], { TMPDIR: folder })
+    const code = await command.code()
+    expect(command.out.toString()).toContain(proof)
+    expect(command.err).toBe('')
+    expect(code).toBe(0)
     expect(readdirSync(folder)).toEqual([])
   })
 })

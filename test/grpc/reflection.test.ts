@@ -127,6 +127,7 @@ describe('by reflection alone', () => {
     expect((await client.listServices()).sort()).toEqual([
       'grpc.health.v1.Health',
       'millrace.v1.ClusterService',
+      'millrace.v1.GroupService',
       'millrace.v1.LogService',
       'millrace.v1.TopicService',
     ])

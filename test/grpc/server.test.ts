@@ -15,6 +15,7 @@ import type { FetchMessage } from '../../src/wire/fetch-codec.ts'
 import type { ProduceResultMessage } from '../../src/wire/produce-codec.ts'
 import { aBatch } from '../support/batches.ts'
 import { FakeClock } from '../support/fake-clock.ts'
+import { FakeGroups } from '../support/fake-groups.ts'
 import { FaultyStore } from '../support/faulty-store.ts'
 import { CallError, collect, RawClient, StreamReader } from '../support/raw-client.ts'
 import { startTestBroker } from '../support/test-broker.ts'
@@ -170,7 +171,7 @@ describe('health', () => {
     const store = new MemoryStore({ clock, random })
     const topics = await Topics.open({ store, clock, random })
     cleanups.push(() => topics.close())
-    server.serve(topics)
+    server.serve(topics, new FakeGroups())
     expect((await watch.next()).status).toBe('SERVING')
     expect(await client.call('Check', { service: 'millrace.v1.LogService' })).toEqual({
       status: 'SERVING',
@@ -283,7 +284,7 @@ describe('without the HTTP/2 servers of grpc-js', () => {
     await server.listen('127.0.0.1', 0)
     const store = new MemoryStore({ clock, random })
     const topics = await Topics.open({ store, clock, random })
-    server.serve(topics)
+    server.serve(topics, new FakeGroups())
     const client = new RawClient(`127.0.0.1:${server.address.port}`)
     cleanups.push(
       () => topics.close(),

@@ -8,6 +8,7 @@ import { parseConfig } from '../../src/server/config.ts'
 import { silentLogger } from '../../src/server/logger.ts'
 import type { FetchMessage } from '../../src/wire/fetch-codec.ts'
 import { aBatch } from '../support/batches.ts'
+import { aCommit, JoinStream } from '../support/join-stream.ts'
 import { collect, RawClient } from '../support/raw-client.ts'
 import { temporaryDirectory } from '../support/temporary-directory.ts'
 
@@ -65,6 +66,68 @@ describe('a broker on the disk', () => {
       producerId: 2 * 2 ** 31,
       producerEpoch: 0,
     })
+  })
+
+  it('finds the groups after a clean stop, and a member comes back to what it had', async () => {
+    const data = temporaryDirectory()
+    const group = { group: 'billing', subscription: { topics: ['orders'] } }
+    const first = await start(data)
+    const before = new RawClient(first.address)
+    await before.call('CreateTopic', { topic: 'orders', partitions: 2 })
+    const member = new JoinStream(before)
+    const { memberId } = await member.join(group)
+    const { memberEpoch } = await member.assigned(2)
+    member.say(aCommit(1, memberEpoch, { topic: 'orders', partition: 1, metadata: 'm' }))
+    expect((await member.nextOf('commit')).errors).toEqual([])
+    const stopped = first.stop()
+    expect(await member.reason()).toBe('BROKER_DRAINING')
+    before.close()
+    await stopped
+    const second = await start(data)
+    const after = new RawClient(second.address)
+    cleanups.push(
+      () => second.stop(),
+      () => after.close(),
+    )
+    const again = new JoinStream(after)
+    expect(await again.join({ ...group, memberId, memberEpoch })).toMatchObject({ resumed: true })
+    const { topics } = await again.assigned(2)
+    expect(topics[0]?.partitions[1]).toMatchObject({ committedOffset: 0, metadata: 'm' })
+  })
+
+  it('has a member wait no longer than its session for one that has gone', async () => {
+    const { config } = parseConfig({
+      flags: {
+        data: temporaryDirectory(),
+        listen: '127.0.0.1:0',
+        minFreeBytes: '0',
+        groupSessionTimeoutMs: '300ms',
+        groupMinSessionTimeoutMs: '200ms',
+        groupRebalanceIntervalMs: '10ms',
+      },
+    })
+    const broker = await Broker.start({
+      config,
+      fs: new NodeFileSystem(),
+      clock: systemClock,
+      random: systemRandom,
+      logger: silentLogger,
+    })
+    const client = new RawClient(broker.address)
+    cleanups.push(
+      () => broker.stop(),
+      () => client.close(),
+    )
+    await client.call('CreateTopic', { topic: 'orders', partitions: 2 })
+    const group = { group: 'billing', subscription: { topics: ['orders'] } }
+    const first = new JoinStream(client)
+    expect(await first.join(group)).toMatchObject({ sessionTimeoutMs: 300 })
+    await first.assigned(2)
+    first.duplex.cancel()
+    await first.end()
+    const second = new JoinStream(client)
+    await second.join({ ...group, sessionTimeoutMs: 60_000 })
+    await second.assigned(2)
   })
 
   it('keeps a second one away from its directory', async () => {

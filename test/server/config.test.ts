@@ -18,6 +18,13 @@ describe('settings', () => {
       cacheBytes: 256 * 2 ** 20,
       retentionCheckMs: 300_000,
       drainTimeoutMs: 10_000,
+      groupSessionTimeoutMs: 45_000,
+      groupMinSessionTimeoutMs: 6000,
+      groupMaxSessionTimeoutMs: 1_800_000,
+      groupRebalanceIntervalMs: 1000,
+      groupMaxSize: 10_000,
+      groupOffsetsRetentionMs: 7 * 24 * 3_600_000,
+      groupOnCorruption: 'halt',
       insecure: false,
     })
     expect(new Set(Object.values(sources))).toEqual(new Set(['default']))
@@ -79,6 +86,12 @@ describe('settings', () => {
     [{ flags: { listen: '127.0.0.1:70000' } }, /is not an address/],
     [{ flags: { listen: '0.0.0.0:9292' } }, /--insecure/],
     [{ flags: { advertise: 'x' } }, /advertise: "x" is not an address/],
+    [{ flags: { groupOnCorruption: 'hope' } }, /--group-on-corruption: .* not one of halt, skip/],
+    [
+      { flags: { groupMaxSessionTimeoutMs: '10s' } },
+      /45s is outside groupMinSessionTimeoutMs to groupMaxSessionTimeoutMs, 6s to 10s/,
+    ],
+    [{ flags: { groupSessionTimeoutMs: '1s' } }, /1s is outside .* 6s to 30m/],
   ])('refuse %j and name the culprit', (from, message) => {
     expect(() => parseConfig(from)).toThrow(message)
   })

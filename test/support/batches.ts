@@ -19,6 +19,8 @@ export interface BatchShape {
   readonly valueBytes?: number
   /** The key of every record; none unless given. */
   readonly key?: string
+  /** One per record; undefined for none. */
+  readonly keys?: readonly (string | undefined)[]
   readonly headers?: readonly RecordHeader[]
   /** Of every record: 2026-01-01T00:00:00Z, where the fake clock starts, unless given. */
   readonly timestampMs?: number
@@ -36,7 +38,7 @@ export const BATCH_TIME_MS = 1_767_225_600_000
 /** A valid batch. Every call makes bytes of its own, because a log keeps what it is given. */
 export function aBatch(shape: BatchShape = {}): Uint8Array {
   const { values, timestampsMs } = shape
-  const count = shape.records ?? values?.length ?? timestampsMs?.length ?? 1
+  const count = shape.records ?? values?.length ?? shape.keys?.length ?? timestampsMs?.length ?? 1
   const builder = new BatchBuilder({
     maxBytes: 64 * 1024 * 1024,
     initialBytes: 1024,
@@ -46,7 +48,7 @@ export function aBatch(shape: BatchShape = {}): Uint8Array {
     const value = values === undefined ? `value-${i}` : values[i]
     const filled = shape.valueBytes === undefined ? value : fill(value ?? '', shape.valueBytes)
     const timestampMs = timestampsMs?.[i] ?? shape.timestampMs ?? BATCH_TIME_MS
-    const isIn = builder.tryAppend(shape.key, filled, timestampMs, shape.headers)
+    const isIn = builder.tryAppend(shape.keys?.[i] ?? shape.key, filled, timestampMs, shape.headers)
     invariant(isIn, 'the builder takes every record of a test')
   }
   if (shape.producer !== undefined) {
@@ -114,4 +116,24 @@ export function recordsOf(chunks: readonly Uint8Array[]): FoundRecord[] {
     }
   }
   return found
+}
+
+/** A record with its key, for compaction. */
+export interface FoundEntry extends FoundRecord {
+  readonly key: string | undefined
+}
+
+export function entriesOf(chunks: readonly Uint8Array[]): FoundEntry[] {
+  const records = recordsOf(chunks)
+  const cursor = new RecordCursor()
+  const keys: (string | undefined)[] = []
+  for (const { bytes } of batchesOf(chunks)) {
+    cursor.reset(bytes, 0)
+    while (cursor.next()) {
+      const { keyStart, keyEnd } = cursor
+      const key = keyStart < 0 ? undefined : cursor.bytes.subarray(keyStart, keyEnd)
+      keys.push(key === undefined ? undefined : Buffer.from(key).toString())
+    }
+  }
+  return records.map((found, i) => ({ ...found, key: keys[i] }))
 }

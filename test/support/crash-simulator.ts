@@ -1,4 +1,5 @@
 import { invariant } from '../../src/common/assert.ts'
+import { BrokerError } from '../../src/common/errors.ts'
 import { SeededRandom } from '../../src/common/random.ts'
 import { toOffset } from '../../src/common/offset.ts'
 import type { Acks } from '../../src/common/acks.ts'
@@ -7,7 +8,7 @@ import { MemoryFileSystem } from '../../src/fs/memory-file-system.ts'
 import type { DiskStore } from '../../src/log/disk/disk-store.ts'
 import type { LogConfig } from '../../src/log/log-config.ts'
 import type { PartitionId, PartitionLog } from '../../src/log/partition-log.ts'
-import { aBatch, recordsOf } from './batches.ts'
+import { aBatch, BATCH_TIME_MS, recordsOf } from './batches.ts'
 import { aLogConfig, openDiskStore } from './disk-harness.ts'
 import { FakeClock } from './fake-clock.ts'
 
@@ -22,6 +23,12 @@ interface Sent {
   answeredAt: number
   baseOffset: number
   refused: boolean
+}
+
+/** A round of compaction was asked for: from then on records may be gone that a newer one has superseded. */
+interface CompactionAsked {
+  readonly partition: number
+  readonly askedAt: number
 }
 
 interface LogStartMove {
@@ -49,6 +56,8 @@ export interface CrashOptions {
   readonly uncached?: boolean
   /** Share of the points at which recovery is cut off too. */
   readonly doubleCrashShare?: number
+  /** The topic is compacted: few keys, tombstones, small segments, many rounds of compaction. */
+  readonly compact?: boolean
 }
 
 const TOPIC_ID = '0b0e7a52-3c1d-4f7a-9a64-1d2e3f405161'
@@ -90,6 +99,8 @@ class History {
   readonly #sent: Sent[] = []
   readonly #moves: LogStartMove[] = []
   readonly #ends: SeenEnd[] = []
+  readonly #compactions: CompactionAsked[] = []
+  readonly #compacting = new Map<number, Promise<void>>()
   readonly #sequences = new Map<number, number>()
   readonly #seed: number
   #store: DiskStore | undefined
@@ -101,19 +112,30 @@ class History {
     this.#options = options
     this.#seed = random.uint32()
     this.fs = new MemoryFileSystem({ strictSync: true, uncached: options.uncached ?? true })
+    const isCompacted = options.compact === true
     this.#config = aLogConfig({
-      segmentBytes: random.pick([300, 600, 2000, 1_000_000]),
+      segmentBytes: random.pick(isCompacted ? [250, 300, 600] : [300, 600, 2000, 1_000_000]),
       indexIntervalBytes: random.pick([1, 150, 4096]),
       retentionRecords: random.pick([Infinity, Infinity, 12]),
       deleteDelayMs: random.pick([0, 1000]),
+      compact: isCompacted,
+      deleteRetentionMs: random.pick([0, 300, Infinity]),
     })
+  }
+
+  get #isCompacted(): boolean {
+    return this.#options.compact === true
   }
 
   async run(): Promise<void> {
     await this.#open(this.fs, 1 + this.#random.below(2))
     const steps = 8 + this.#random.below(40)
-    for (let i = 0; i < steps; i++) await this.#step()
+    for (let i = 0; i < steps; i++) {
+      await this.#step()
+      if (this.#isCompacted && this.#random.chance(0.2)) await this.#compact()
+    }
     await Promise.all(this.#inFlight)
+    await this.#passTimeFor(Promise.all(this.#compacting.values()))
     if (this.#random.chance(0.5)) await this.#store?.close()
   }
 
@@ -141,6 +163,34 @@ class History {
     else if (kind === 17) await this.#addPartition()
     else if (kind === 18) await this.#restart()
     else await this.#hop()
+  }
+
+  /** Begins a round of compaction; half of the time other things happen while it is under way. */
+  async #compact(): Promise<void> {
+    const partition = this.#random.below(this.#logs.length)
+    const log = this.#logs[partition]
+    if (log === undefined || this.#compacting.has(partition)) return
+    this.#compactions.push({ partition, askedAt: this.fs.journalLength })
+    const running = log.compact().then(
+      () => undefined,
+      (error: unknown) => {
+        // A restart stops it.
+        if (!(error instanceof BrokerError) || error.code !== 'CLOSED') throw error
+      },
+    )
+    const round = running.finally(() => this.#compacting.delete(partition))
+    this.#compacting.set(partition, round)
+    if (this.#random.chance(0.5)) await this.#passTimeFor(round)
+  }
+
+  /** Waits for what rests now and then. */
+  async #passTimeFor(promise: Promise<unknown>): Promise<void> {
+    const state = { isDone: false }
+    const mark = (): boolean => (state.isDone = true)
+    promise.then(mark, mark)
+    for (let i = 0; i < 30 && !state.isDone; i++) await Promise.resolve()
+    while (!state.isDone) await this.#clock.advance(500)
+    await promise
   }
 
   /** Lets some microtasks run, so that operations interleave in many ways. */
@@ -172,7 +222,7 @@ class History {
   }
 
   async #watch(sent: Sent, log: PartitionLog): Promise<void> {
-    const result = await log.append(batchOf(sent), sent.acks)
+    const result = await log.append(batchOf(sent, this.#isCompacted), sent.acks)
     sent.answeredAt = this.fs.journalLength
     sent.baseOffset = result.baseOffset
     this.#ends.push({
@@ -261,6 +311,13 @@ class History {
     const { store, logs } = await this.#recover(fs)
     for (const [partition, log] of logs.entries()) {
       await this.#checkPartition(partition, log, at, isKill)
+      if (this.#isCompacted && random.chance(0.3)) {
+        await this.#passTimeFor(log.compact())
+        // A round more is as if one had been asked for before.
+        this.#compactions.push({ partition, askedAt: at })
+        await this.#checkPartition(partition, log, at, isKill)
+        this.#compactions.pop()
+      }
       await this.#checkGoesOn(partition, log, random)
     }
     await store.close()
@@ -285,9 +342,12 @@ class History {
     const start = log.logStartOffset
     expectThat(start >= promisedStart, `log start ${start} went back from ${promisedStart}`)
     expectThat(start <= allowedStart, `log start ${start} is past ${allowedStart}: never asked for`)
-    const found = await readAll(log)
+    const found = await readAll(log, this.#seed)
+    const isCompacted = this.#compactions.some(
+      (asked) => asked.partition === partition && asked.askedAt <= at,
+    )
     expectThat(
-      log.highWatermark - start === found.size,
+      isCompacted || log.highWatermark - start === found.size,
       `[${start}, ${log.highWatermark}) holds ${found.size} records: not dense`,
     )
     for (const seen of this.#ends) {
@@ -298,6 +358,11 @@ class History {
       )
     }
     const names = new Map(sent.map((entry) => [entry.name, entry]))
+    const newest = new Map<string, number>()
+    for (const [offset, value] of found) {
+      const key = keyOf(value)
+      newest.set(key, Math.max(newest.get(key) ?? -1, offset))
+    }
     for (const [offset, value] of found) {
       const [name = '', index = ''] = value.split('.')
       const origin = names.get(name)
@@ -314,13 +379,39 @@ class History {
         const offset = entry.baseOffset + i
         if (offset < start) continue
         const value = found.get(offset)
+        const expected = `${entry.name}.${i}`
+        if (value === undefined && isCompacted && this.#mayBeGone(sent, expected, offset, newest)) {
+          continue
+        }
         expectThat(
-          value === `${entry.name}.${i}`,
-          `${entry.acks} record ${entry.name}.${i} at ${offset} is ${value ?? 'lost'}`,
+          value === expected,
+          `${entry.acks} record ${expected} at ${offset} is ${value ?? 'lost'}`,
         )
       }
     }
     await this.#checkRetry(sent, log, at, isKill)
+  }
+
+  /** A record that compaction may have taken: a newer one of its key is there, or there is none at all because a tombstone took them. */
+  #mayBeGone(
+    sent: readonly Sent[],
+    value: string,
+    offset: number,
+    newest: ReadonlyMap<string, number>,
+  ): boolean {
+    const key = keyOf(value)
+    const left = newest.get(key)
+    if (left !== undefined) return left > offset
+    if (this.#config.deleteRetentionMs === Infinity) return false
+    // The last of the key that anyone has sent there, or may have, was a tombstone, or may have been one.
+    return sent.some((entry) =>
+      Array.from({ length: entry.count }, (_, i) => `${entry.name}.${i}`).some(
+        (other, i) =>
+          isTombstone(other) &&
+          keyOf(other) === key &&
+          (entry.baseOffset < 0 || entry.baseOffset + i >= offset),
+      ),
+    )
   }
 
   /** The newest idempotent batch that was promised is answered with its first offset when it is sent again. */
@@ -336,7 +427,7 @@ class History {
     // Only the last five batches are promised an answer, and later ones may have survived unpromised.
     if (last === undefined || idempotent.length - i > 5) return
     const endBefore = log.logEndOffset
-    const answer = await log.append(batchOf(last), 'durable')
+    const answer = await log.append(batchOf(last, this.#isCompacted), 'durable')
     expectThat(answer.duplicate, `the retry of ${last.name} was appended a second time`)
     expectThat(
       answer.baseOffset === last.baseOffset && log.logEndOffset === endBefore,
@@ -364,21 +455,49 @@ function isDurable(entry: Sent, at: number, isKill: boolean): boolean {
   return entry.acks === 'durable' || isKill
 }
 
-function batchOf(sent: Sent): Uint8Array {
-  const values = Array.from({ length: sent.count }, (_, i) => `${sent.name}.${i}`)
+/**
+ * Records are told apart by their values; tombstones have none, so in a compacted topic the time of a record says the same: eight for each
+ * batch that was sent.
+ */
+function batchOf(sent: Sent, isCompacted: boolean): Uint8Array {
+  const names = Array.from({ length: sent.count }, (_, i) => `${sent.name}.${i}`)
+  const shape = isCompacted
+    ? {
+        keys: names.map(keyOf),
+        values: names.map((name) => (isTombstone(name) ? undefined : name)),
+        timestampsMs: names.map((_, i) => BATCH_TIME_MS + Number(sent.name.split('-')[1]) * 8 + i),
+      }
+    : { values: names }
   return sent.sequence === undefined
-    ? aBatch({ values })
-    : aBatch({ values, producer: { id: PRODUCER_ID, sequence: sent.sequence } })
+    ? aBatch(shape)
+    : aBatch({ ...shape, producer: { id: PRODUCER_ID, sequence: sent.sequence } })
 }
 
-async function readAll(log: PartitionLog): Promise<Map<number, string>> {
+/** One of a few keys, by chance but always the same. */
+function keyOf(value: string): string {
+  return 'abcd'.charAt(hashOf(value) % 4)
+}
+
+function isTombstone(value: string): boolean {
+  return hashOf(value) % 7 === 0
+}
+
+function hashOf(value: string): number {
+  let hash = 7
+  for (let i = 0; i < value.length; i++) hash = Math.imul(hash ^ value.charCodeAt(i), 0x01000193)
+  return (hash ^ (hash >>> 15)) >>> 0
+}
+
+async function readAll(log: PartitionLog, seed: number): Promise<Map<number, string>> {
   const found = new Map<number, string>()
   let offset = log.logStartOffset
   while (offset < log.highWatermark) {
     const got = await log.read(offset, 1000)
     expectThat(got.nextOffset > offset, `reading at ${offset} does not go on`)
     for (const record of recordsOf(got.chunks)) {
-      if (record.offset >= offset) found.set(record.offset, String(record.value))
+      const time = record.timestampMs - BATCH_TIME_MS
+      const name = record.value ?? `${seed}-${Math.floor(time / 8)}.${time % 8}`
+      if (record.offset >= offset) found.set(record.offset, name)
     }
     offset = got.nextOffset
   }

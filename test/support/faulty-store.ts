@@ -95,6 +95,8 @@ class FaultyLog implements PartitionLog {
   readonly findOffsetByTimestamp: PartitionLog['findOffsetByTimestamp']
   readonly advanceLogStart: PartitionLog['advanceLogStart']
   readonly applyRetention: PartitionLog['applyRetention']
+  readonly findCompactionNeed: PartitionLog['findCompactionNeed']
+  readonly compact: PartitionLog['compact']
   readonly configure: PartitionLog['configure']
   readonly onAdvance: PartitionLog['onAdvance']
   readonly flush: PartitionLog['flush']
@@ -108,6 +110,8 @@ class FaultyLog implements PartitionLog {
     this.findOffsetByTimestamp = (timestampMs) => log.findOffsetByTimestamp(timestampMs)
     this.advanceLogStart = (to) => log.advanceLogStart(to)
     this.applyRetention = () => log.applyRetention()
+    this.findCompactionNeed = () => log.findCompactionNeed()
+    this.compact = (signal) => log.compact(signal)
     this.configure = (config) => log.configure(config)
     this.onAdvance = (listener) => log.onAdvance(listener)
     this.flush = () => log.flush()

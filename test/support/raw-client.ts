@@ -2,6 +2,7 @@ import * as grpc from '@grpc/grpc-js'
 import type { ErrorDetail } from '../../src/gen/types.ts'
 import {
   CLUSTER_SERVICE,
+  GROUP_SERVICE,
   HEALTH_SERVICE,
   LOG_SERVICE,
   type ServiceMethods,
@@ -17,7 +18,9 @@ export class CallError extends Error {
   constructor(error: grpc.ServiceError) {
     super(error.message)
     this.status = error.code
-    const [trailer] = error.metadata.get(ERROR_TRAILER)
+    // grpc-js brings a cancelled stream's late message as an error of Node's streams, without metadata.
+    const metadata: grpc.Metadata | undefined = error.metadata
+    const [trailer] = metadata?.get(ERROR_TRAILER) ?? []
     this.detail = Buffer.isBuffer(trailer) ? decodeErrorDetail(trailer) : undefined
   }
 
@@ -38,7 +41,13 @@ export class RawClient {
       'grpc.use_local_subchannel_pool': 1,
       ...options,
     })
-    this.#methods = { ...HEALTH_SERVICE, ...TOPIC_SERVICE, ...CLUSTER_SERVICE, ...LOG_SERVICE }
+    this.#methods = {
+      ...HEALTH_SERVICE,
+      ...TOPIC_SERVICE,
+      ...CLUSTER_SERVICE,
+      ...LOG_SERVICE,
+      ...GROUP_SERVICE,
+    }
   }
 
   #method(name: string): ServiceMethods[string] {

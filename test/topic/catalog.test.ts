@@ -1,6 +1,8 @@
 import { describe, expect, it } from 'vitest'
 import {
+  array,
   assert,
+  asyncProperty,
   constantFrom,
   integer,
   jsonValue,
@@ -232,5 +234,55 @@ describe('Catalog', () => {
     await expect(Catalog.open(log, clock)).rejects.toMatchObject({ code: 'UNSUPPORTED_FORMAT' })
     await log.close()
     await expect(Catalog.open(log, clock)).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+})
+
+describe('a catalog whose log has been compacted', () => {
+  const names = constantFrom('orders', 'jobs', 'mail')
+  const changes = array(
+    record({ act: constantFrom('create', 'alter', 'grow', 'delete', 'compact'), name: names }),
+    { maxLength: 60, size: 'max' },
+  )
+
+  it('is replayed to the same topics, and knows which directories may go', async () => {
+    await assert(
+      asyncProperty(changes, async (steps) => {
+        const clock = new FakeClock()
+        const store = new MemoryStore({ clock, random: new SeededRandom(1) })
+        const config = { ...DEFAULT_LOG_CONFIG, compact: true, segmentBytes: 600 }
+        const log = await store.open(CATALOG_ID, config)
+        const catalog = await Catalog.open(log, clock)
+        const { state } = catalog
+        const lastDeleted = new Map<string, string>()
+        for (const [i, { act, name }] of steps.entries()) {
+          const topic = state.topics.get(name)
+          if (act === 'compact') await log.compact()
+          else if (act === 'create' && topic === undefined) {
+            const topicId = `11111111-1111-4111-8111-${String(i).padStart(12, '0')}`
+            await catalog.commit({ type: 'topic-created', ...aTopic(name, { topicId }) })
+            // Its directories are gone by then: a name is free only when they are.
+            lastDeleted.delete(name)
+          } else if (topic === undefined) continue
+          else if (act === 'alter') {
+            const set = { 'retention.ms': String(1000 + i) }
+            const event = state.decideConfig(name, parseChange(set, []))
+            if (event !== undefined) await catalog.commit(event)
+          } else if (act === 'grow') {
+            await catalog.commit(state.decidePartitions(name, topic.partitions + 1))
+          } else if (act === 'delete') {
+            await catalog.commit(state.decideDelete(name, i))
+            lastDeleted.set(name, topic.topicId)
+          }
+        }
+        const again = await Catalog.open(log, clock)
+        expect(again.damage).toBeUndefined()
+        expect(new Map(again.state.topics)).toEqual(new Map(state.topics))
+        expect(again.end).toBe(catalog.end)
+        expect(again.isEmpty).toBe(catalog.isEmpty)
+        for (const topicId of lastDeleted.values()) {
+          expect(again.state.deletedIds.has(topicId)).toBe(true)
+        }
+      }),
+    )
   })
 })

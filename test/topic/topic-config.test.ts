@@ -79,7 +79,9 @@ describe('parseOverrides', () => {
     ['retention.records', '1.5', 'INVALID_CONFIG', '"1.5" is not a whole number'],
     ['retention.records', '99999999999999999999', 'INVALID_CONFIG', 'is not a whole number'],
     ['visibility', 'all', 'INVALID_CONFIG', 'visibility: "all" is not one of: durable or written'],
-    ['cleanup.policy', 'compact, delete', 'UNSUPPORTED_FEATURE', 'cleanup.policy'],
+    ['cleanup.policy', 'compactor', 'INVALID_CONFIG', 'delete or compact or compact,delete'],
+    ['min.cleanable.dirty.ratio', '1.5', 'INVALID_CONFIG', '0 to 1'],
+    ['min.cleanable.dirty.ratio', 'half', 'INVALID_CONFIG', 'not a share'],
     ['compression.type', 'lz4', 'UNSUPPORTED_FEATURE', 'today only producer is'],
     ['storage', 'shared', 'UNSUPPORTED_FEATURE', 'storage'],
     ['storage', '9'.repeat(65), 'INVALID_CONFIG', 'storage: the value is 65 letters long'],
@@ -114,6 +116,10 @@ describe('describeConfig', () => {
     const described = describeConfig({})
     expect(described.map(({ name, value }) => [name, value])).toEqual([
       ['cleanup.policy', 'delete'],
+      ['min.cleanable.dirty.ratio', '0.5'],
+      ['delete.retention.ms', '1d'],
+      ['min.compaction.lag.ms', '0ms'],
+      ['max.compaction.lag.ms', 'unlimited'],
       ['retention.ms', '7d'],
       ['retention.bytes', 'unlimited'],
       ['retention.records', 'unlimited'],

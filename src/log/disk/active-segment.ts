@@ -2,13 +2,14 @@ import type { Offset } from '../../common/offset.ts'
 import { findSystemCode } from '../../common/errors.ts'
 import { MIB } from '../../common/units.ts'
 import type { File, FileSystem } from '../../fs/file-system.ts'
+import { SegmentFile } from './sealed-files.ts'
 import { readWhole } from '../../fs/file-system.ts'
 import {
   crcAt,
   readBaseOffset,
   readBatchBytes,
   readCrc,
-  readMaxTimestamp,
+  readNewestTimestamp,
 } from '../../record/batch-header.ts'
 import { crc32c } from '../../bytes/crc32c.ts'
 import { combineCrc32c } from '../../segment/crc-combine.ts'
@@ -47,7 +48,8 @@ export const EMPTY_ACTIVE_STATE: ActiveState = {
 export class ActiveSegment {
   readonly baseOffset: Offset
   readonly file: File
-  readonly path: string
+  /** By which readers open it, now and when it is sealed: a descriptor of their own. */
+  readonly shared: SegmentFile
   /** Set when the files beside the log are being written for good. */
   isSealed = false
   readonly #fs: FileSystem
@@ -86,7 +88,8 @@ export class ActiveSegment {
     this.#directory = options.directory
     this.baseOffset = options.baseOffset
     this.file = options.file
-    this.path = `${options.directory}/${segmentFileName(options.baseOffset, 'log')}`
+    const path = `${options.directory}/${segmentFileName(options.baseOffset, 'log')}`
+    this.shared = new SegmentFile(path)
     const { state } = options
     this.#position = state.position
     this.#lastBatchPosition = state.lastBatchPosition
@@ -133,7 +136,7 @@ export class ActiveSegment {
   add(bytes: Uint8Array, at: number, indexIntervalBytes: number, nowMs: number): void {
     const size = readBatchBytes(bytes, at)
     const baseOffset = readBaseOffset(bytes, at) as Offset // Stamped by the gate, or checked by the scan.
-    const maxTimestampMs = readMaxTimestamp(bytes, at)
+    const maxTimestampMs = readNewestTimestamp(bytes, at)
     const position = this.#position
     if (position === 0) this.#sinceMs = nowMs
     if (maxTimestampMs > this.#maxTimestampMs) {

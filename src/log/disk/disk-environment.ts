@@ -1,4 +1,5 @@
 import type { Clock } from '../../common/clock.ts'
+import type { Random } from '../../common/random.ts'
 import { GIB, KIB, MIB, SECOND_MS } from '../../common/units.ts'
 import type { FileSystem } from '../../fs/file-system.ts'
 import type { SealedFiles } from './sealed-files.ts'
@@ -31,6 +32,10 @@ export interface DiskOptions {
   readonly scrubBytesPerSecond: number
   /** No batch is larger; bounds what a scan believes. */
   readonly maxBatchBytes: number
+  /** What a round of compaction may take to remember keys, 27 bytes each; more keys take more rounds. */
+  readonly compactionMapBytes: number
+  /** Share of the event loop that compaction takes while the broker has other work. 0 to 1. */
+  readonly compactionShare: number
 }
 
 export const DEFAULT_DISK_OPTIONS: DiskOptions = {
@@ -44,6 +49,8 @@ export const DEFAULT_DISK_OPTIONS: DiskOptions = {
   diskCheckMs: SECOND_MS,
   scrubBytesPerSecond: 20 * MIB,
   maxBatchBytes: 8 * MIB + 64 * KIB,
+  compactionMapBytes: 64 * MIB,
+  compactionShare: 0.1,
 }
 
 /** The soft floor when none is set: at least 1 GiB, or 5 % of a larger disk (CONTRACT §2.3). */
@@ -60,6 +67,9 @@ export interface DiskEnvironment {
   readonly incarnation: number
   readonly sealedFiles: SealedFiles
   readonly tailBudget: TailCacheBudget
+  readonly random: Random
+  /** Counts appends and reads: whoever can wait sees whether somebody else is at work. */
+  readonly activity: { count: number }
   readonly storageFull: boolean
   /** Bytes have been written that no checkpoint knows of. */
   noteWritten(bytes: number): void

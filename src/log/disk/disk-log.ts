@@ -14,6 +14,8 @@ import type { LogConfig } from '../log-config.ts'
 import type {
   AppendOptions,
   AppendResult,
+  CompactionNeed,
+  CompactionReport,
   FetchResult,
   Isolation,
   LogStats,
@@ -28,12 +30,14 @@ import { findRecordByTimestamp } from '../timestamp-lookup.ts'
 import { ActiveSegment, EMPTY_ACTIVE_STATE } from './active-segment.ts'
 import type { CheckpointEntry } from './checkpoint.ts'
 import type { DiskEnvironment } from './disk-environment.ts'
-import { FlushQueue } from './flush-queue.ts'
+import { FlushQueue, PASSING_FAULTS, toAppendError } from './flush-queue.ts'
 import type { FlushHost, QueuedBatch } from './flush-queue.ts'
+import { DiskCompaction } from './compaction.ts'
+import type { CompactionHost } from './compaction.ts'
 import { SealedSegment } from './segment-list.ts'
-import type { SegmentList } from './segment-list.ts'
-import { SegmentReader } from './segment-reader.ts'
-import type { SegmentView } from './segment-reader.ts'
+import type { SealedFacts, SegmentList } from './segment-list.ts'
+import { SegmentReader, SegmentReplacedError } from './segment-reader.ts'
+import type { SegmentChunk, SegmentView } from './segment-reader.ts'
 import { SegmentSealer } from './segment-sealer.ts'
 import { TailCache } from './tail-cache.ts'
 
@@ -94,6 +98,16 @@ export class DiskLog implements PartitionLog {
   #entry: CheckpointEntry | undefined
   #rebuilding = false
   #writtenBytes = 0
+  /** Rises when another file takes the place of one that readers may be on their way to. */
+  #generation = 0
+  /** A file is getting another name. */
+  #moving: Promise<void> | undefined
+  readonly #compaction: DiskCompaction
+  #compacting: Promise<CompactionReport> | undefined
+  /** Ends the round of compaction that is under way, and lets none begin. */
+  readonly #stopCompaction = new AbortController()
+  /** Bases of the active segment in the two slots of the checkpoint, the older one first; 0 until both are known. */
+  #checkpointedBases: readonly [Offset, Offset] = [toOffset(0), toOffset(0)]
 
   constructor(env: DiskEnvironment, recovered: RecoveredLog, config: LogConfig) {
     this.#env = env
@@ -135,6 +149,7 @@ export class DiskLog implements PartitionLog {
     this.#sealer = new SegmentSealer(env, recovered.directory, (what, work) =>
       this.#inBackground(what, work),
     )
+    this.#compaction = new DiskCompaction(this.#compactionHost(recovered))
     for (const segment of recovered.unsealed) this.#sealLater(segment)
     this.#scheduleDeletes()
   }
@@ -265,8 +280,12 @@ export class DiskLog implements PartitionLog {
   /** Nothing is in flight: what was written is durable, and the queue has not gone on yet. */
   #rolled(active: ActiveSegment): void {
     const endOffset = this.#queue.durableEnd
-    const segment = new SealedSegment(active.baseOffset, active.path)
-    segment.facts = { sizeBytes: active.position, maxTimestampMs: active.maxTimestampMs }
+    const segment = new SealedSegment(active.baseOffset, active.shared)
+    segment.facts = {
+      sizeBytes: active.position,
+      maxTimestampMs: active.maxTimestampMs,
+      records: endOffset - active.baseOffset,
+    }
     this.#segments.add(segment)
     this.#gate.producers.setStableEnd(endOffset)
     const snapshot = this.#gate.producers.encode()
@@ -291,6 +310,7 @@ export class DiskLog implements PartitionLog {
       bytes += batch.length
     }
     this.#writtenBytes += bytes
+    this.#env.activity.count++
     this.#env.noteWritten(bytes)
   }
 
@@ -325,22 +345,23 @@ export class DiskLog implements PartitionLog {
     const end = isolation === 'durable' ? this.highWatermark : this.writtenEndOffset
     this.#checkInRange(from)
     if (from >= end) return this.#toFetchResult([], 0, from)
-    const cached = this.#cache.read(from, end, maxBytes)
-    if (cached !== undefined) {
-      return this.#toFetchResult(cached.chunks, cached.bytes, cached.nextOffset)
-    }
+    this.#env.activity.count++
     let offset = from
-    // A segment may end right at `from` in offsets that compaction or damage took: then the next one answers.
+    // Compaction may have taken all that a segment holds from here on: then what follows answers.
     while (offset < end) {
+      const cached = this.#cache.read(offset, end, maxBytes)
+      if (cached !== undefined) {
+        return this.#toFetchResult(cached.chunks, cached.bytes, cached.nextOffset)
+      }
       const view = this.#viewOf(offset)
       const chunk = await this.#readView(view, offset, end, maxBytes)
-      if (chunk !== undefined) {
-        return this.#toFetchResult([chunk.bytes], chunk.bytes.length, chunk.nextOffset)
+      if (chunk !== undefined && chunk.chunks.length > 0) {
+        return this.#toFetchResult(chunk.chunks, chunk.bytes, chunk.nextOffset)
       }
-      if (view.endOffset >= end) break
-      offset = view.endOffset
+      if (chunk === undefined && view.endOffset >= end) break
+      offset = chunk?.nextOffset ?? view.endOffset
     }
-    return this.#toFetchResult([], 0, from)
+    return this.#toFetchResult([], 0, offset)
   }
 
   async #readView(
@@ -348,11 +369,14 @@ export class DiskLog implements PartitionLog {
     from: Offset,
     end: Offset,
     maxBytes: number,
-  ): Promise<{ bytes: Uint8Array; nextOffset: Offset } | undefined> {
+  ): Promise<SegmentChunk | undefined> {
     try {
       return await this.#reader.read(view, from, end, maxBytes)
     } catch (error) {
       if (error instanceof BrokerError) throw error
+      if (await this.#isReplaced(view, error)) {
+        return await this.#readView(this.#viewOf(from), from, end, maxBytes)
+      }
       this.#checkOpen() // Closed, or deleted, under the reader.
       this.#checkInRange(from)
       throw new BrokerError(
@@ -362,6 +386,14 @@ export class DiskLog implements PartitionLog {
         error,
       )
     }
+  }
+
+  /** Whether compaction has put another file where the reader was looking: what failed then says nothing. */
+  async #isReplaced(view: SegmentView, error: unknown): Promise<boolean> {
+    if (error instanceof SegmentReplacedError) return true
+    if (findSystemCode(error) !== 'ENOENT') return false
+    await this.#moving
+    return !view.isCurrent()
   }
 
   #checkOpen(): void {
@@ -399,19 +431,22 @@ export class DiskLog implements PartitionLog {
   }
 
   #activeView(active: ActiveSegment, endOffset: Offset): SegmentView {
+    const generation = this.#generation
     return {
       baseOffset: active.baseOffset,
       endOffset,
       sizeBytes: active.position,
       // By the path, not by the writer's descriptor: a roll may close that one at any time.
-      use: (work) => this.#env.sealedFiles.use(active.path, work),
+      use: (work) => this.#env.sealedFiles.use(active.shared, work),
       indexes: () => active.indexes(),
+      isCurrent: () => generation === this.#generation,
       distrustIndexes: () => this.#rebuildActiveIndexes(active),
     }
   }
 
   #sealedView(segment: SealedSegment, endOffset: Offset): SegmentView {
     const { sealedFiles } = this.#env
+    const generation = this.#generation
     return {
       baseOffset: segment.baseOffset,
       endOffset,
@@ -419,21 +454,22 @@ export class DiskLog implements PartitionLog {
         return segment.facts?.sizeBytes ?? Number.MAX_SAFE_INTEGER // Known as soon as `use` has opened it.
       },
       use: (work) =>
-        sealedFiles.use(segment.path, async (file) => {
+        sealedFiles.use(segment.file, async (file) => {
           await this.#sealer.loadFacts(segment, file)
           return await work(file)
         }),
       indexes: () =>
-        sealedFiles.indexes(segment.path, () =>
+        sealedFiles.indexes(segment.file, () =>
           this.#sealer.loadIndexes(segment, endOffset, this.#config.indexIntervalBytes),
         ),
+      isCurrent: () => generation === this.#generation,
       distrustIndexes: () => this.#sealLater(segment),
     }
   }
 
   /** Makes the files beside a sealed segment anew from its batches, in the background. */
   #sealLater(segment: SealedSegment): void {
-    if (this.#sealer.isBusyWith(segment)) return
+    if (this.#sealer.isBusyWith(segment) || segment.file.isDropped) return
     const endOffset = this.#endOf(segment)
     this.#inBackground(`rebuild ${this.name} at ${segment.baseOffset}`, () =>
       this.#sealer.rebuild(segment, endOffset, this.#config.indexIntervalBytes),
@@ -452,7 +488,7 @@ export class DiskLog implements PartitionLog {
       try {
         const { writtenEnd } = this.#queue
         const view = this.#activeView(active, writtenEnd)
-        const made = await this.#env.sealedFiles.use(active.path, (file) =>
+        const made = await this.#env.sealedFiles.use(active.shared, (file) =>
           this.#sealer.scanIndexes(
             file,
             active.baseOffset,
@@ -507,11 +543,12 @@ export class DiskLog implements PartitionLog {
       try {
         const chunk = await this.#readView(view, offset, end, TIMESTAMP_SCAN_BYTES)
         if (chunk === undefined) return undefined
-        const { bytes } = chunk
-        for (let at = 0; at < bytes.length; at += readBatchBytes(bytes, at)) {
-          const from = toOffset(Math.max(readBaseOffset(bytes, at), offset))
-          const found = findRecordByTimestamp(bytes, at, timestampMs, from)
-          if (found !== undefined) return found
+        for (const bytes of chunk.chunks) {
+          for (let at = 0; at < bytes.length; at += readBatchBytes(bytes, at)) {
+            const from = toOffset(Math.max(readBaseOffset(bytes, at), offset))
+            const found = findRecordByTimestamp(bytes, at, timestampMs, from)
+            if (found !== undefined) return found
+          }
         }
         offset = chunk.nextOffset
       } catch (error) {
@@ -532,12 +569,13 @@ export class DiskLog implements PartitionLog {
     if (offset <= first) return first
     try {
       const chunk = await this.#readView(view, offset, end, 1)
+      const bytes = chunk?.chunks[0]
       const isRight =
-        chunk !== undefined &&
-        readBaseOffset(chunk.bytes, 0) === offset &&
-        readMaxTimestamp(chunk.bytes, 0) === times.timestampAt(entry)
+        bytes !== undefined &&
+        readBaseOffset(bytes, 0) === offset &&
+        readMaxTimestamp(bytes, 0) === times.timestampAt(entry)
       if (isRight) return offset
-      view.distrustIndexes()
+      if (view.isCurrent()) view.distrustIndexes()
     } catch (error) {
       if (!(error instanceof BrokerError) || error.code !== 'SEGMENT_QUARANTINED') throw error
     }
@@ -616,12 +654,14 @@ export class DiskLog implements PartitionLog {
     return facts
   }
 
-  async #loadFacts(
-    segment: SealedSegment,
-    endOffset: Offset,
-  ): Promise<{ sizeBytes: number; maxTimestampMs: number }> {
-    await this.#sealedView(segment, endOffset).use(() => Promise.resolve())
-    return segment.facts ?? { sizeBytes: 0, maxTimestampMs: -1 }
+  async #loadFacts(segment: SealedSegment, endOffset: Offset): Promise<SealedFacts> {
+    try {
+      await this.#sealedView(segment, endOffset).use(() => Promise.resolve())
+    } catch (error) {
+      // Compaction has replaced it meanwhile: what it was does not matter to anyone any more.
+      if (!segment.file.isDropped) throw error
+    }
+    return segment.facts ?? { sizeBytes: 0, maxTimestampMs: -1, records: 0 }
   }
 
   /** The second step of trimming: the bytes, oldest first, so that a crash leaves no hole. */
@@ -631,8 +671,10 @@ export class DiskLog implements PartitionLog {
     for (const segment of this.#segments.sealed) {
       if (segment.deleteAtMs === undefined || segment.deleteAtMs > nowMs) break
       if (this.#sealer.isBusyWith(segment)) break
-      await this.#env.sealedFiles.drop(segment.path)
+      await this.#env.sealedFiles.drop(segment.file)
       this.#segments.remove(segment)
+      // A swap that could not be finished left it under a name of its own.
+      await this.#removeIfThere(segment.file.path.slice(this.directory.length + 1))
       for (const kind of ['log', 'index', 'timeindex', 'seal'] as const) {
         await this.#removeIfThere(segmentFileName(segment.baseOffset, kind))
       }
@@ -659,6 +701,106 @@ export class DiskLog implements PartitionLog {
     } catch (error) {
       if (findSystemCode(error) !== 'ENOENT') throw error
     }
+  }
+
+  // ── compaction ───────────────────────────────────────────────────────────────────────────────
+
+  async findCompactionNeed(): Promise<CompactionNeed | undefined> {
+    this.#checkOpen()
+    return this.#compacting === undefined ? await this.#compaction.findNeed() : undefined
+  }
+
+  async compact(signal?: AbortSignal): Promise<CompactionReport> {
+    this.#checkOpen()
+    if (this.#queue.stopped !== undefined) throw this.#queue.stopped
+    if (this.#compacting !== undefined) {
+      throw new BrokerError('INVALID_REQUEST', `${this.name} is being compacted already`)
+    }
+    this.#compacting = this.#compact(signal)
+    try {
+      return await this.#compacting
+    } finally {
+      this.#compacting = undefined
+    }
+  }
+
+  async #compact(signal: AbortSignal | undefined): Promise<CompactionReport> {
+    const stop = (): void => this.#compaction.stop()
+    const signals = [this.#stopCompaction.signal, ...(signal === undefined ? [] : [signal])]
+    for (const one of signals) one.addEventListener('abort', stop)
+    try {
+      return await this.#compaction.run(signals.some((one) => one.aborted))
+    } catch (error) {
+      if (error instanceof BrokerError) throw error
+      // As with everything that is flushed: only what nothing refers to yet may fail without an end to all.
+      if (error instanceof FlushError && !PASSING_FAULTS.has(error.code)) this.#env.fail(error)
+      throw new BrokerError(
+        toAppendError(error).code,
+        `${this.name} could not be compacted (${findSystemCode(error) ?? 'unknown'}): it stays as it was, and is tried again`,
+        { resource: this.name },
+        error,
+      )
+    } finally {
+      for (const one of signals) one.removeEventListener('abort', stop)
+    }
+  }
+
+  /** Waits for the round that is under way to stop; whoever has asked for it hears of that. */
+  async #endCompaction(): Promise<void> {
+    this.#stopCompaction.abort()
+    await Promise.allSettled([this.#compacting])
+  }
+
+  #compactionHost(recovered: RecoveredLog): CompactionHost {
+    const log = (): this => this
+    return {
+      env: this.#env,
+      name: this.name,
+      directory: this.directory,
+      segments: this.#segments,
+      sealer: this.#sealer,
+      epochs: this.#epochs,
+      damage: this.#damage,
+      producers: recovered.producers,
+      get config() {
+        return log().#config
+      },
+      get active() {
+        return log().#queue.active
+      },
+      get logStartOffset() {
+        return log().#logStart
+      },
+      get settledBase() {
+        const [older, newer] = log().#checkpointedBases
+        return older < newer ? older : newer
+      },
+      roll: () => this.#queue.roll(),
+      loadFacts: (segment, endOffset) => this.#loadFacts(segment, endOffset),
+      replaced: (old, next) => this.#replaceSegments(old, next),
+      moving: (work) => this.#moveFile(work),
+      flushFolder: () => this.#flushFolder(),
+      sealLater: (segment) => this.#sealLater(segment),
+    }
+  }
+
+  async #replaceSegments(old: readonly SealedSegment[], next: SealedSegment): Promise<void> {
+    this.#segments.replace(old, next)
+    this.#generation++
+    this.#entry = undefined
+    this.#cache.hideBelow(this.#endOf(next))
+    this.#scheduleDeletes()
+    for (const segment of old) await this.#env.sealedFiles.drop(segment.file)
+  }
+
+  async #moveFile(work: () => Promise<void>): Promise<void> {
+    const moving = work().finally(() => {
+      this.#generation++
+      this.#moving = undefined
+    })
+    // Readers wait for its end, however it ends; who moves the file hears of a failure.
+    this.#moving = moving.catch(() => undefined)
+    await moving
   }
 
   configure(config: LogConfig): void {
@@ -690,7 +832,7 @@ export class DiskLog implements PartitionLog {
           const view = this.#sealedView(segment, endOffset)
           const chunk = await this.#readView(view, offset, endOffset, TIMESTAMP_SCAN_BYTES)
           offset = chunk?.nextOffset ?? endOffset
-          if (!(await proceed(chunk?.bytes.length ?? 0))) return
+          if (!(await proceed(chunk?.bytes ?? 0))) return
         } catch (error) {
           const next = error instanceof BrokerError ? error.details['nextOffset'] : undefined
           if (typeof next !== 'number' || next <= offset) throw error
@@ -760,6 +902,7 @@ export class DiskLog implements PartitionLog {
 
   /** A checkpoint with this entry is durable. Snapshots that neither slot needs any more go. */
   noteCheckpoint(entry: CheckpointEntry): void {
+    this.#checkpointedBases = [this.#checkpointedBases[1], entry.activeBase]
     if (entry.logStartOffset > this.#durableLogStart) this.#durableLogStart = entry.logStartOffset
     const previous = this.#checkpointedEnd
     if (entry.durableEnd === previous) return
@@ -810,11 +953,13 @@ export class DiskLog implements PartitionLog {
 
   /** Takes no more appends and waits until nothing is on its way: what a clean checkpoint says stays true. */
   async settle(): Promise<void> {
+    await this.#endCompaction()
     await this.#queue.close(new BrokerError('CLOSED', `${this.name} is closed`))
   }
 
   /** Refuses everything from now on: a flush somewhere has failed. */
   abort(error: BrokerError): void {
+    this.#stopCompaction.abort()
     this.#queue.abort(error)
     this.#advanced()
   }
@@ -827,6 +972,7 @@ export class DiskLog implements PartitionLog {
   async #close(): Promise<void> {
     const closed = new BrokerError('CLOSED', `${this.name} is closed`, { resource: this.name })
     try {
+      await this.#endCompaction()
       await this.#queue.close(closed)
     } catch (error) {
       // After a failed flush there is nothing left to save; the store has been told.
@@ -834,8 +980,8 @@ export class DiskLog implements PartitionLog {
     } finally {
       while (this.#background.size > 0) await Promise.allSettled(this.#background)
       const { active } = this.#queue
-      await this.#env.sealedFiles.drop(active.path)
-      for (const segment of this.#segments.sealed) await this.#env.sealedFiles.drop(segment.path)
+      await this.#env.sealedFiles.drop(active.shared)
+      for (const segment of this.#segments.sealed) await this.#env.sealedFiles.drop(segment.file)
       await active.file.close()
       for (const listener of this.#listeners) listener()
     }

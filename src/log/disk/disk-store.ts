@@ -13,7 +13,7 @@ import { DEFAULT_DISK_OPTIONS } from './disk-environment.ts'
 import type { DiskEnvironment, DiskLogger, DiskOptions } from './disk-environment.ts'
 import { DiskLog } from './disk-log.ts'
 import { DiskSpace } from './disk-space.ts'
-import { toAppendError } from './flush-queue.ts'
+import { PASSING_FAULTS, toAppendError } from './flush-queue.ts'
 import { recoverPartition } from './partition-recovery.ts'
 import type { RecoveryCount } from './partition-recovery.ts'
 import { Scrubber } from './scrubber.ts'
@@ -42,15 +42,6 @@ const DELETED_PREFIX = '~deleted.'
 /** How long the note in the crash file may take: the process has to stop within a second (CONTRACT §2.3), even if the disk hangs. */
 const CRASH_NOTE_MS = 500
 
-/** Faults of a checkpoint that leave the one before it in force, and may pass. */
-const PASSING_FAULTS: ReadonlySet<string> = new Set([
-  'ENOSPC',
-  'EDQUOT',
-  'EMFILE',
-  'ENFILE',
-  'EROFS',
-])
-
 type Mode = 'clean' | 'unclean' | 'lost'
 
 /** The disk engine's store: one data directory. */
@@ -62,6 +53,7 @@ export class DiskStore implements LogStore {
   readonly #directory: string
   readonly #clock: Clock
   readonly #logger: DiskLogger
+  readonly #random: Random
   readonly #options: DiskOptions
   readonly #slots: CheckpointSlots
   readonly #mode: Mode
@@ -164,6 +156,7 @@ export class DiskStore implements LogStore {
     this.#directory = options.directory
     this.#clock = options.clock
     this.#logger = options.logger
+    this.#random = options.random
     this.#options = { ...DEFAULT_DISK_OPTIONS, ...options.options }
     this.#slots = parts.slots
     this.#mode = parts.mode
@@ -203,6 +196,8 @@ export class DiskStore implements LogStore {
         this.#options.maxIndexBytes,
       ),
       tailBudget: new TailCacheBudget(this.#options.cacheBytes),
+      random: this.#random,
+      activity: { count: 0 },
       get storageFull() {
         return isFull()
       },

@@ -443,6 +443,15 @@ export class FlushQueue {
   }
 }
 
+/** Faults of what is written beside the log (a checkpoint, a seal) that leave the one before it in force, and may pass. */
+export const PASSING_FAULTS: ReadonlySet<string> = new Set([
+  'ENOSPC',
+  'EDQUOT',
+  'EMFILE',
+  'ENFILE',
+  'EROFS',
+])
+
 function bytesOf(entry: QueuedBatch): number {
   return entry.batch?.length ?? 0
 }

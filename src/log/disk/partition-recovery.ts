@@ -26,9 +26,11 @@ import { ProducerState } from '../producer-state.ts'
 import { ActiveSegment, EMPTY_ACTIVE_STATE } from './active-segment.ts'
 import type { ActiveState } from './active-segment.ts'
 import type { CheckpointEntry } from './checkpoint.ts'
+import { finishSwaps } from './segment-swap.ts'
 import type { DiskEnvironment } from './disk-environment.ts'
 import type { RecoveredLog } from './disk-log.ts'
 import { MAX_UNFLUSHED_BYTES } from './flush-queue.ts'
+import { SegmentFile } from './sealed-files.ts'
 import { SealedSegment, SegmentList } from './segment-list.ts'
 import { salvaging } from './segment-reader.ts'
 import type { TornFolder } from './torn-folder.ts'
@@ -114,7 +116,7 @@ class PartitionRecovery {
     const logs: Offset[] = []
     const seals = new Set<Offset>()
     const snapshots: Offset[] = []
-    for (const name of await env.fs.list(directory)) {
+    for (const name of await finishSwaps(env.fs, directory)) {
       if (name.endsWith('.tmp')) await env.fs.remove(`${directory}/${name}`)
       const parsed = parseSegmentFileName(name)
       if (parsed?.kind === 'log') logs.push(parsed.baseOffset)
@@ -194,7 +196,7 @@ class PartitionRecovery {
   #listSealed({ logs: bases, seals }: FolderNames): void {
     const { entry, env, directory } = this.#options
     for (const base of bases.slice(0, -1)) {
-      const segment = new SealedSegment(base, this.#path(base))
+      const segment = new SealedSegment(base, new SegmentFile(this.#path(base)))
       this.#segments.add(segment)
       if (!seals.has(base)) this.#unsealed.push(segment)
     }
@@ -243,7 +245,7 @@ class PartitionRecovery {
       this.#damage.add({ start: end, end: lostEnd, segmentBase: last, endPosition })
     }
     await active.file.close()
-    const sealed = new SealedSegment(active.baseOffset, active.path)
+    const sealed = new SealedSegment(active.baseOffset, active.shared)
     this.#segments.add(sealed)
     this.#unsealed.push(sealed)
     return this.#result(await this.#createSegment(lostEnd), lostEnd)
@@ -453,7 +455,7 @@ class PartitionRecovery {
     if (base !== start.base) {
       await file.truncate(start.state.position)
       await file.sync()
-      const sealed = new SealedSegment(start.base, this.#path(start.base))
+      const sealed = new SealedSegment(start.base, new SegmentFile(this.#path(start.base)))
       this.#segments.add(sealed)
       this.#unsealed.push(sealed)
     }

@@ -8,8 +8,21 @@ export interface SegmentIndexes {
   readonly times: TimeIndex
 }
 
+/**
+ * A segment's log file, by identity and not by name: compaction puts another file in its place, under the same name, while readers are still
+ * in the old one.
+ */
+export class SegmentFile {
+  path: string
+  /** No longer part of a log: whoever still opens it closes it right after. */
+  isDropped = false
+
+  constructor(path: string) {
+    this.path = path
+  }
+}
+
 interface Entry {
-  readonly path: string
   file: Promise<File> | undefined
   indexes: SegmentIndexes | undefined
   users: number
@@ -26,7 +39,7 @@ export class SealedFiles {
   readonly #maxFiles: number
   readonly #maxIndexBytes: number
   /** In order of last use. */
-  readonly #entries = new Map<string, Entry>()
+  readonly #entries = new Map<SegmentFile, Entry>()
   #openFiles = 0
   #indexBytes = 0
 
@@ -44,11 +57,11 @@ export class SealedFiles {
    * Runs `work` with the file open.
    * @throws BrokerError TOO_MANY_OPEN_FILES when no descriptor is to be had, even after closing idle ones; else the system error
    */
-  async use<T>(path: string, work: (file: File) => Promise<T>): Promise<T> {
-    const entry = this.#touch(path)
+  async use<T>(segment: SegmentFile, work: (file: File) => Promise<T>): Promise<T> {
+    const entry = this.#touch(segment)
     entry.users++
     try {
-      entry.file ??= this.#open(path)
+      entry.file ??= this.#open(segment.path)
       return await work(await entry.file)
     } catch (error) {
       if (entry.file !== undefined && (await isRejected(entry.file))) entry.file = undefined
@@ -63,18 +76,22 @@ export class SealedFiles {
   }
 
   /** The indexes of the segment, read by `load` unless they are in memory. */
-  async indexes(path: string, load: () => Promise<SegmentIndexes>): Promise<SegmentIndexes> {
-    const entry = this.#touch(path)
+  async indexes(
+    segment: SegmentFile,
+    load: () => Promise<SegmentIndexes>,
+  ): Promise<SegmentIndexes> {
+    const entry = this.#touch(segment)
     if (entry.indexes !== undefined) return entry.indexes
     const indexes = await load()
     // What someone has put there meanwhile was made from the segment itself.
     if (entry.indexes !== undefined) return entry.indexes
-    if (!entry.dropped) this.setIndexes(path, indexes)
+    if (!entry.dropped) this.setIndexes(segment, indexes)
     return indexes
   }
 
-  setIndexes(path: string, indexes: SegmentIndexes): void {
-    const entry = this.#touch(path)
+  setIndexes(segment: SegmentFile, indexes: SegmentIndexes): void {
+    const entry = this.#touch(segment)
+    if (entry.dropped) return
     this.#indexBytes += bytesOf(indexes) - bytesOf(entry.indexes)
     entry.indexes = indexes
     for (const other of this.#entries.values()) {
@@ -85,14 +102,15 @@ export class SealedFiles {
     }
   }
 
-  /** Lets go of a segment that is being deleted. Readers that are in it finish first. */
-  async drop(path: string): Promise<void> {
-    const entry = this.#entries.get(path)
+  /** Lets go of a segment that is being deleted or replaced. Readers that are in it finish first. */
+  async drop(segment: SegmentFile): Promise<void> {
+    segment.isDropped = true
+    const entry = this.#entries.get(segment)
     if (entry === undefined) return
     this.#indexBytes -= bytesOf(entry.indexes)
     entry.indexes = undefined
     entry.dropped = true
-    this.#entries.delete(path)
+    this.#entries.delete(segment)
     if (entry.users === 0) await this.#close(entry)
   }
 
@@ -105,16 +123,15 @@ export class SealedFiles {
     }
   }
 
-  #touch(path: string): Entry {
-    const entry = this.#entries.get(path) ?? {
-      path,
+  #touch(segment: SegmentFile): Entry {
+    const entry = this.#entries.get(segment) ?? {
       file: undefined,
       indexes: undefined,
       users: 0,
-      dropped: false,
+      dropped: segment.isDropped,
     }
-    this.#entries.delete(path)
-    this.#entries.set(path, entry)
+    this.#entries.delete(segment)
+    if (!entry.dropped) this.#entries.set(segment, entry)
     return entry
   }
 

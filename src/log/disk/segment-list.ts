@@ -1,17 +1,25 @@
 import { invariant } from '../../common/assert.ts'
 import type { Offset } from '../../common/offset.ts'
+import type { SegmentFile } from './sealed-files.ts'
+
+export interface SealedFacts {
+  readonly sizeBytes: number
+  readonly maxTimestampMs: number
+  /** Records in it: fewer than offsets where compaction has been. */
+  readonly records: number
+}
 
 /** A sealed segment. Its size and age are looked up when first asked for: a start must not touch each of them. */
 export class SealedSegment {
   readonly baseOffset: Offset
-  readonly path: string
-  facts: { readonly sizeBytes: number; readonly maxTimestampMs: number } | undefined
+  readonly file: SegmentFile
+  facts: SealedFacts | undefined
   /** When its bytes may go, by the monotonic clock; undefined while it is part of the log. */
   deleteAtMs: number | undefined
 
-  constructor(baseOffset: Offset, path: string) {
+  constructor(baseOffset: Offset, file: SegmentFile) {
     this.baseOffset = baseOffset
-    this.path = path
+    this.file = file
   }
 }
 
@@ -58,6 +66,15 @@ export class SegmentList {
   /** Sealed segments that lie wholly below `offset`. */
   below(offset: Offset, activeBase: Offset): SealedSegment[] {
     return this.#sealed.filter((_, i) => this.endOf(i, activeBase) <= offset)
+  }
+
+  /** Puts `next` in the place of `old`, which lie side by side and begin where it does. */
+  replace(old: readonly SealedSegment[], next: SealedSegment): void {
+    const at = this.#sealed.findIndex((segment) => segment === old[0])
+    const isRun = old.every((segment, i) => this.#sealed[at + i] === segment)
+    invariant(at >= 0 && isRun, 'segments that are replaced lie side by side in the log')
+    invariant(old[0]?.baseOffset === next.baseOffset, 'a segment begins where those before it did')
+    this.#sealed = this.#sealed.toSpliced(at, old.length, next)
   }
 
   remove(segment: SealedSegment): void {

@@ -11,6 +11,7 @@ import {
   readBatchBytes,
   readEndOffset,
   readLeaderEpoch,
+  readRecordCount,
 } from '../../record/batch-header.ts'
 import type { DamagedRange, DamageMap } from '../../segment/damage-map.ts'
 import type { OffsetIndex } from '../../segment/offset-index.ts'
@@ -26,13 +27,22 @@ export interface SegmentView {
   readonly sizeBytes: number
   use<T>(work: (file: UncachedFile) => Promise<T>): Promise<T>
   indexes(): Promise<SegmentIndexes>
+  /** False when compaction has put another file in the place of what this is a view of. */
+  isCurrent(): boolean
   /** The index led to a place where no such batch begins: have it rebuilt. */
   distrustIndexes(): void
 }
 
 export interface SegmentChunk {
-  readonly bytes: Uint8Array
+  /** Whole batches, those without records left out: none at all when compaction has taken everything up to `nextOffset`. */
+  readonly chunks: readonly Uint8Array[]
+  readonly bytes: number
   readonly nextOffset: Offset
+}
+
+/** The file that was read is no longer the one that the view speaks of: to be tried again with a new view. */
+export class SegmentReplacedError extends Error {
+  override readonly name: string = 'SegmentReplacedError'
 }
 
 const SMALLEST_READ_BYTES: number = 4 * KIB
@@ -74,6 +84,7 @@ export class SegmentReader {
    * Whole batches from the one that holds `from` on, none of them past `end`; about `maxBytes`, at least one. `from` lies in the segment.
    * Undefined when the first batch reaches past `end`.
    * @throws BrokerError SEGMENT_QUARANTINED
+   * @throws SegmentReplacedError
    */
   async read(
     view: SegmentView,
@@ -138,7 +149,12 @@ export class SegmentReader {
         stepBack *= 2
         continue
       }
-      const range = await this.#noteDamage(walk, view, offsets)
+      if (!view.isCurrent()) throw new SegmentReplacedError()
+      const range = await this.#findDamage(walk, view, offsets)
+      // That may have taken a while: what is noted would be believed of the new file.
+      if (!view.isCurrent()) throw new SegmentReplacedError()
+      this.#damage.add(range)
+      this.#onDamage(range)
       if (range.start === suspect?.offset) suspect = undefined
       if (range.end > from) throw this.#quarantined(from, range)
       walk.jump(range.endPosition, range.end)
@@ -158,10 +174,13 @@ export class SegmentReader {
     | { readonly kind: 'bad' } {
     const { bytes } = walk
     let firstAt = -1
-    const chunk = (): SegmentChunk => ({
-      bytes: bytes.subarray(firstAt, walk.at),
-      nextOffset: walk.offset,
-    })
+    let hasEmpty = false
+    const chunk = (): SegmentChunk => {
+      const all = bytes.subarray(firstAt, walk.at)
+      const chunks = hasEmpty ? withoutEmpty(all) : [all]
+      const size = hasEmpty ? chunks.reduce((sum, one) => sum + one.length, 0) : all.length
+      return { chunks, bytes: size, nextOffset: walk.offset }
+    }
     for (;;) {
       const left = bytes.length - walk.at
       if (left < BATCH_HEADER_BYTES || left < readBatchBytes(bytes, walk.at)) {
@@ -187,6 +206,7 @@ export class SegmentReader {
       }
       if (next > end) return { kind: 'chunk', chunk: firstAt >= 0 ? chunk() : undefined }
       if (next > from && firstAt < 0) firstAt = walk.at
+      if (readRecordCount(bytes, walk.at) === 0) hasEmpty = true
       walk.advance(size, next)
     }
   }
@@ -200,7 +220,7 @@ export class SegmentReader {
     )
   }
 
-  async #noteDamage(
+  async #findDamage(
     walk: BatchWalk,
     view: SegmentView,
     offsets: OffsetIndex,
@@ -220,15 +240,12 @@ export class SegmentReader {
     const here = { position: walk.position, offset: walk.offset }
     const next = await findResync(window, here, rules, view.endOffset, hints)
     const isOwn = next !== undefined && next.offset > walk.offset
-    const range: DamagedRange = {
+    return {
       start: walk.offset,
       end: isOwn ? toOffset(next.offset) : view.endOffset,
       segmentBase: view.baseOffset,
       endPosition: isOwn ? next.position : view.sizeBytes,
     }
-    this.#damage.add(range)
-    this.#onDamage(range)
-    return range
   }
 
   #quarantined(offset: Offset, range: DamagedRange): BrokerError {
@@ -238,6 +255,23 @@ export class SegmentReader {
       { offset, damagedFrom: range.start, nextOffset: range.end },
     )
   }
+}
+
+/** The runs of batches that have records. */
+function withoutEmpty(bytes: Uint8Array): Uint8Array[] {
+  const runs: Uint8Array[] = []
+  let start = 0
+  let at = 0
+  while (at < bytes.length) {
+    const end = at + readBatchBytes(bytes, at)
+    if (readRecordCount(bytes, at) === 0) {
+      if (at > start) runs.push(bytes.subarray(start, at))
+      start = end
+    }
+    at = end
+  }
+  if (at > start) runs.push(bytes.subarray(start, at))
+  return runs
 }
 
 /** Where a walk begins. */

@@ -4,7 +4,7 @@ import { toOffset } from '../../common/offset.ts'
 import type { Offset } from '../../common/offset.ts'
 import { readWhole, replaceFile } from '../../fs/file-system.ts'
 import type { File, UncachedFile } from '../../fs/file-system.ts'
-import { readBaseOffset, readMaxTimestamp } from '../../record/batch-header.ts'
+import { readBaseOffset, readNewestTimestamp, readRecordCount } from '../../record/batch-header.ts'
 import { OffsetIndex } from '../../segment/offset-index.ts'
 import { segmentFileName } from '../../segment/segment-names.ts'
 import { decodeSeal, encodeSeal } from '../../segment/segment-seal.ts'
@@ -14,7 +14,7 @@ import { TimeIndex } from '../../segment/time-index.ts'
 import type { ActiveSegment } from './active-segment.ts'
 import type { DiskEnvironment } from './disk-environment.ts'
 import { salvaging } from './segment-reader.ts'
-import type { SealedSegment } from './segment-list.ts'
+import type { SealedFacts, SealedSegment } from './segment-list.ts'
 import type { SegmentIndexes } from './sealed-files.ts'
 
 /** Writes, reads, checks and remakes the files that stand beside a sealed segment's log file. */
@@ -22,7 +22,8 @@ export class SegmentSealer {
   readonly #env: DiskEnvironment
   readonly #directory: string
   readonly #inBackground: DiskEnvironment['inBackground']
-  readonly #busy = new Set<Offset>()
+  /** Segments that somebody works on, and who waits for the end of that. */
+  readonly #busy = new Map<Offset, { readonly free: Promise<void>; readonly release: () => void }>()
 
   constructor(
     env: DiskEnvironment,
@@ -38,40 +39,58 @@ export class SegmentSealer {
     return this.#busy.has(segment.baseOffset)
   }
 
+  /** Keeps everybody else from a segment that is not busy: no rebuild, no removal, no scrubbing, until it is released. */
+  claim(baseOffset: Offset): void {
+    let release = (): void => {}
+    const free = new Promise<void>((resolve) => {
+      release = resolve
+    })
+    this.#busy.set(baseOffset, { free, release })
+  }
+
+  release(baseOffset: Offset): void {
+    const busy = this.#busy.get(baseOffset)
+    this.#busy.delete(baseOffset)
+    busy?.release()
+  }
+
+  /** Resolves when the segment is not busy any more; it may be again by then. */
+  async whenFree(baseOffset: Offset): Promise<void> {
+    await this.#busy.get(baseOffset)?.free
+  }
+
   /** Seals the segment that has just been rolled: all of it is durable and nothing writes to it any more. */
   async sealActive(active: ActiveSegment, endOffset: Offset): Promise<void> {
-    this.#busy.add(active.baseOffset)
+    this.claim(active.baseOffset)
     try {
       active.isSealed = true
       const { offsets, times } = await active.indexes()
       active.finishTimeIndex()
       // Readers that come before the files are written must not make do with what lies on the disk.
-      this.#env.sealedFiles.setIndexes(active.path, { offsets, times })
-      await this.#write(
+      this.#env.sealedFiles.setIndexes(active.shared, { offsets, times })
+      await this.write(
         active.baseOffset,
         endOffset,
         { offsets, times },
         {
           sizeBytes: active.position,
           maxTimestampMs: active.maxTimestampMs,
+          records: endOffset - active.baseOffset,
           logCrc: active.state.crc,
         },
       )
     } finally {
-      this.#busy.delete(active.baseOffset)
+      this.release(active.baseOffset)
       await active.file.close()
     }
   }
 
-  async #write(
+  /** Writes indexes and seal of a segment whose log file is whole and durable. */
+  async write(
     baseOffset: Offset,
     endOffset: Offset,
     indexes: SegmentIndexes,
-    log: {
-      readonly sizeBytes: number
-      readonly maxTimestampMs: number
-      readonly logCrc: number
-    },
+    log: SealedFacts & { readonly logCrc: number },
   ): Promise<void> {
     const { fs } = this.#env
     const index = indexes.offsets.encode()
@@ -80,7 +99,10 @@ export class SegmentSealer {
       format: 1,
       baseOffset,
       endOffset,
-      ...log,
+      sizeBytes: log.sizeBytes,
+      maxTimestampMs: log.maxTimestampMs,
+      ...(log.records === endOffset - baseOffset ? {} : { records: log.records }),
+      logCrc: log.logCrc,
       indexCrc: crc32c(index),
       timeindexCrc: crc32c(timeindex),
     }
@@ -109,11 +131,12 @@ export class SegmentSealer {
     const seal = await this.findSeal(segment.baseOffset)
     // A file that is shorter than its seal says has lost bytes: reading it will find out which.
     if (seal !== undefined && seal.sizeBytes >= sizeBytes) {
-      segment.facts ??= { sizeBytes: seal.sizeBytes, maxTimestampMs: seal.maxTimestampMs }
+      const { maxTimestampMs, records = seal.endOffset - seal.baseOffset } = seal
+      segment.facts ??= { sizeBytes: seal.sizeBytes, maxTimestampMs, records }
       return
     }
     const scan = await this.scanIndexes(file, segment.baseOffset, sizeBytes, sizeBytes + 1, false)
-    segment.facts ??= { sizeBytes, maxTimestampMs: scan.maxTimestampMs }
+    segment.facts ??= { sizeBytes, maxTimestampMs: scan.maxTimestampMs, records: scan.records }
   }
 
   /** Reads the indexes of a sealed segment. What is damaged comes back as far as it is good, and a rebuild is begun. */
@@ -161,9 +184,9 @@ export class SegmentSealer {
   /** Makes indexes and seal of a sealed segment anew. A damaged log file gets indexes of what is good in it, and no seal. */
   async rebuild(segment: SealedSegment, endOffset: Offset, intervalBytes: number): Promise<void> {
     if (this.isBusyWith(segment)) return
-    this.#busy.add(segment.baseOffset)
+    this.claim(segment.baseOffset)
     try {
-      await this.#env.sealedFiles.use(segment.path, async (file) => {
+      await this.#env.sealedFiles.use(segment.file, async (file) => {
         const sizeBytes = await file.size()
         // With checksums: a seal must not vouch for rot.
         const made = await this.scanIndexes(
@@ -173,17 +196,19 @@ export class SegmentSealer {
           intervalBytes,
           true,
         )
-        this.#env.sealedFiles.setIndexes(segment.path, made)
-        segment.facts ??= { sizeBytes, maxTimestampMs: made.maxTimestampMs }
+        this.#env.sealedFiles.setIndexes(segment.file, made)
+        const { maxTimestampMs, records } = made
+        segment.facts ??= { sizeBytes, maxTimestampMs, records }
         if (!made.isWhole || made.endOffset !== endOffset) return
-        await this.#write(segment.baseOffset, endOffset, made, {
+        await this.write(segment.baseOffset, endOffset, made, {
           sizeBytes,
-          maxTimestampMs: made.maxTimestampMs,
+          maxTimestampMs,
+          records,
           logCrc: (await crcOfFile(file, sizeBytes)) ?? 0,
         })
       })
     } finally {
-      this.#busy.delete(segment.baseOffset)
+      this.release(segment.baseOffset)
     }
   }
 
@@ -198,6 +223,7 @@ export class SegmentSealer {
     SegmentIndexes & {
       readonly endOffset: Offset
       readonly maxTimestampMs: number
+      readonly records: number
       /** Nothing but good batches was met. */
       readonly isWhole: boolean
     }
@@ -207,9 +233,11 @@ export class SegmentSealer {
     let lastIndexed = 0
     let maxTimestampMs = -1
     let maxTimestampOffset = baseOffset
+    let records = 0
     const take = (bytes: Uint8Array, at: number, position: number): void => {
       const offset = toOffset(readBaseOffset(bytes, at))
-      const timestampMs = readMaxTimestamp(bytes, at)
+      const timestampMs = readNewestTimestamp(bytes, at)
+      records += readRecordCount(bytes, at)
       if (timestampMs > maxTimestampMs) {
         maxTimestampMs = timestampMs
         maxTimestampOffset = offset
@@ -235,7 +263,7 @@ export class SegmentSealer {
       end = await scanBatches(window, next, rules, take)
     }
     if (maxTimestampMs >= 0) times.maybeAppend(maxTimestampMs, maxTimestampOffset)
-    return { offsets, times, endOffset: toOffset(end.offset), maxTimestampMs, isWhole }
+    return { offsets, times, endOffset: toOffset(end.offset), maxTimestampMs, records, isWhole }
   }
 
   /**
@@ -248,7 +276,7 @@ export class SegmentSealer {
   ): Promise<boolean> {
     const seal = await this.findSeal(segment.baseOffset)
     if (seal === undefined) return true
-    return await this.#env.sealedFiles.use(segment.path, async (file) => {
+    return await this.#env.sealedFiles.use(segment.file, async (file) => {
       if ((await file.size()) !== seal.sizeBytes) return false
       const crc = await crcOfFile(salvaging(file), seal.sizeBytes, proceed)
       return crc === undefined || crc === seal.logCrc

@@ -42,6 +42,8 @@ export class TailCacheBudget {
 export class TailCache {
   readonly #budget: TailCacheBudget
   readonly #batches = new Ring<CachedBatch>()
+  /** Below it the log has been compacted: what is cached there is out of date, and goes with time. */
+  #floor = 0
 
   constructor(budget: TailCacheBudget) {
     this.#budget = budget
@@ -56,6 +58,11 @@ export class TailCache {
     const kept = compact(bytes)
     this.#batches.push({ bytes: kept, baseOffset, endOffset })
     this.#budget.added(this, kept.length + ENTRY_OVERHEAD_BYTES)
+  }
+
+  /** Serves nothing below `offset` any more. */
+  hideBelow(offset: Offset): void {
+    this.#floor = Math.max(this.#floor, offset)
   }
 
   /** Gives up the oldest batch; its cost in bytes. Only for the budget, which has one turn for each batch. */
@@ -76,7 +83,7 @@ export class TailCache {
     | { readonly chunks: Uint8Array[]; readonly bytes: number; readonly nextOffset: Offset }
     | undefined {
     const first = this.#batches.peek()
-    if (first === undefined || from < first.baseOffset) return undefined
+    if (first === undefined || from < first.baseOffset || from < this.#floor) return undefined
     let low = 0
     let high = this.#batches.length
     while (low < high) {

@@ -1,6 +1,12 @@
 import { toOffset } from '../../common/offset.ts'
 import type { Offset } from '../../common/offset.ts'
-import { readMaxTimestamp } from '../../record/batch-header.ts'
+import {
+  emptyBatch,
+  readLeaderEpoch,
+  readNewestTimestamp,
+  readProducerId,
+  readRecordCount,
+} from '../../record/batch-header.ts'
 import type { LogConfig } from '../log-config.ts'
 import type { TimestampedOffset } from '../partition-log.ts'
 import type { SegmentFacts } from '../retention.ts'
@@ -32,6 +38,10 @@ export class BatchList {
 
   constructor(baseOffset: Offset) {
     this.#segments.push(emptySegment(baseOffset))
+  }
+
+  get startOffset(): Offset {
+    return this.#segments[0]?.baseOffset ?? this.#active.baseOffset
   }
 
   get endOffset(): Offset {
@@ -69,7 +79,32 @@ export class BatchList {
     if (segment.batches.length === 0) segment.startedAtMs = nowMs
     segment.batches.push(batch)
     segment.sizeBytes += batch.bytes.length
-    segment.maxTimestampMs = Math.max(segment.maxTimestampMs, readMaxTimestamp(batch.bytes, 0))
+    segment.maxTimestampMs = Math.max(segment.maxTimestampMs, readNewestTimestamp(batch.bytes, 0))
+  }
+
+  /**
+   * Runs each batch of the segments that are closed and end at or below `end` through `change`: what it answers takes the batch's place, and
+   * without an answer the offsets become part of a gap.
+   */
+  rewrite(end: Offset, change: (batch: StoredBatch) => Uint8Array | undefined): void {
+    for (const segment of this.#segments) {
+      if (segment === this.#active || (segment.batches.at(-1)?.endOffset ?? 0) > end) return
+      const kept: StoredBatch[] = []
+      for (const batch of segment.batches) {
+        const bytes = change(batch)
+        const last = kept.at(-1)
+        if (bytes !== undefined) {
+          kept.push({ ...batch, bytes })
+        } else if (last !== undefined && isGap(last) && epochOf(last) === epochOf(batch)) {
+          kept[kept.length - 1] = gapOf(last.baseOffset, batch)
+        } else {
+          kept.push(gapOf(batch.baseOffset, batch))
+        }
+      }
+      segment.batches.splice(0, segment.batches.length, ...kept)
+      segment.sizeBytes = kept.reduce((sum, batch) => sum + batch.bytes.length, 0)
+      segment.maxTimestampMs = maxTimestampOf(kept)
+    }
   }
 
   /** Starts the next segment, unless the active one is empty. */
@@ -84,10 +119,7 @@ export class BatchList {
       while ((segment.batches.at(-1)?.endOffset ?? 0) > end) {
         segment.sizeBytes -= segment.batches.pop()?.bytes.length ?? 0
       }
-      segment.maxTimestampMs = segment.batches.reduce(
-        (most, batch) => Math.max(most, readMaxTimestamp(batch.bytes, 0)),
-        -1,
-      )
+      segment.maxTimestampMs = maxTimestampOf(segment.batches)
       if (segment.batches.length > 0 || segment.baseOffset <= end) return
       this.#segments.pop()
     }
@@ -131,6 +163,7 @@ export class BatchList {
         endOffset,
         sizeBytes: segment.sizeBytes,
         maxTimestampMs: segment.maxTimestampMs,
+        records: segment.batches.reduce((sum, batch) => sum + readRecordCount(batch.bytes, 0), 0),
         active: segment === this.#active || endOffset > durableEnd,
       }
     })
@@ -197,4 +230,22 @@ function findFirstEndingAfter(batches: readonly StoredBatch[], offset: Offset): 
     else high = middle
   }
   return low
+}
+
+function maxTimestampOf(batches: readonly StoredBatch[]): number {
+  return batches.reduce((most, batch) => Math.max(most, readNewestTimestamp(batch.bytes, 0)), -1)
+}
+
+function isGap({ bytes }: StoredBatch): boolean {
+  return readRecordCount(bytes, 0) === 0 && readProducerId(bytes, 0) < 0
+}
+
+function epochOf({ bytes }: StoredBatch): number {
+  return readLeaderEpoch(bytes, 0)
+}
+
+/** What stands for the offsets from `baseOffset` to the end of `last`. */
+function gapOf(baseOffset: Offset, last: StoredBatch): StoredBatch {
+  const { endOffset } = last
+  return { baseOffset, endOffset, bytes: emptyBatch(baseOffset, endOffset, epochOf(last)) }
 }

@@ -4,13 +4,23 @@ import { invariant } from '../../common/assert.ts'
 import type { Clock } from '../../common/clock.ts'
 import { BrokerError } from '../../common/errors.ts'
 import type { Offset } from '../../common/offset.ts'
-import { isAppendTime, readMaxTimestamp } from '../../record/batch-header.ts'
+import {
+  isAppendTime,
+  isControl,
+  readMaxTimestamp,
+  readRecordCount,
+} from '../../record/batch-header.ts'
+import { RecordCursor } from '../../record/record-cursor.ts'
 import { AppendGate } from '../append-gate.ts'
 import type { Admission } from '../append-gate.ts'
+import { BatchFilter } from '../batch-filter.ts'
 import type { LogConfig } from '../log-config.ts'
+import { OffsetMap } from '../offset-map.ts'
 import type {
   AppendOptions,
   AppendResult,
+  CompactionNeed,
+  CompactionReport,
   FetchResult,
   Isolation,
   LogStats,
@@ -20,7 +30,11 @@ import type {
 } from '../partition-log.ts'
 import { ProducerState } from '../producer-state.ts'
 import { findRetentionStart } from '../retention.ts'
+import type { SegmentFacts } from '../retention.ts'
 import type { BatchList } from './batch-list.ts'
+
+/** Nobody attacks a reference engine, and one that is the same in every run can be replayed. */
+const MAP_SECRET = new Uint8Array(16)
 
 /** What of a log outlives its closing: the memory engine's disk. */
 export interface MemoryLogData {
@@ -30,6 +44,10 @@ export interface MemoryLogData {
   durableEnd: Offset
   /** Producer state from before batches were dropped. */
   producers: Uint8Array | undefined
+  /** Everything below has been compacted. */
+  cleanedTo: Offset
+  /** When the last tombstone's grace is over; -1 when there is none. */
+  tombstonesDueMs: number
 }
 
 /** What a log needs of its store. */
@@ -262,11 +280,19 @@ export class MemoryLog implements PartitionLog {
     const end = this.#visibleEnd(isolation)
     // Between the visible end and the log end lies what will be there soon: nothing to read yet, and no error.
     if (from < this.logStartOffset || from > this.logEndOffset) throw this.#outOfRange(from, end)
-    const found = from < end ? this.#data.batches.collect(from, end, maxBytes) : []
+    let nextOffset = from
+    let chunks: Uint8Array[] = []
+    // Batches without records are passed over: they stand for a gap, or for their producer.
+    while (chunks.length === 0 && nextOffset < end) {
+      const found = this.#data.batches.collect(nextOffset, end, maxBytes)
+      if (found.length === 0) break
+      nextOffset = found.at(-1)?.endOffset ?? nextOffset
+      chunks = found.map((batch) => batch.bytes).filter((bytes) => readRecordCount(bytes, 0) > 0)
+    }
     return {
-      chunks: found.map((batch) => batch.bytes),
-      bytes: found.reduce((sum, batch) => sum + batch.bytes.length, 0),
-      nextOffset: found.at(-1)?.endOffset ?? from,
+      chunks,
+      bytes: chunks.reduce((sum, chunk) => sum + chunk.length, 0),
+      nextOffset,
       highWatermark: this.highWatermark,
       logStartOffset: this.logStartOffset,
     }
@@ -310,6 +336,96 @@ export class MemoryLog implements PartitionLog {
     invariant(to <= this.highWatermark, 'the log start is at most the high watermark')
     this.#data.logStartOffset = to
     this.#data.batches.markBelow(to, this.#host.clock.monotonicMs())
+  }
+
+  async findCompactionNeed(): Promise<CompactionNeed | undefined> {
+    this.#checkOpen()
+    if (!this.#config.compact) return undefined
+    const { cleanedTo, tombstonesDueMs } = this.#data
+    const nowMs = this.#host.clock.wallMs()
+    const closed = this.#closedSegments(nowMs)
+    const totalBytes = closed.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+    const dirty = closed.filter(({ endOffset }) => endOffset > cleanedTo)
+    const dirtyBytes = dirty.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+    const { minCleanableRatio, maxCompactionLagMs } = this.#config
+    const dirtyRatio = totalBytes === 0 ? 0 : dirtyBytes / totalBytes
+    const isDue =
+      (dirtyBytes > 0 && dirtyRatio >= minCleanableRatio) ||
+      (totalBytes > 0 && tombstonesDueMs >= 0 && tombstonesDueMs <= nowMs) ||
+      dirty.some(({ maxTimestampMs }) => nowMs - maxTimestampMs >= maxCompactionLagMs)
+    return isDue ? { dirtyRatio, dirtyBytes, totalBytes } : undefined
+  }
+
+  /** Those that may be compacted, from the first on. */
+  #closedSegments(nowMs: number): SegmentFacts[] {
+    const lagMs = this.#config.minCompactionLagMs
+    const facts = this.#data.batches.toFacts(this.highWatermark)
+    const young = facts.findIndex(
+      ({ active, maxTimestampMs }) => active || (lagMs > 0 && maxTimestampMs > nowMs - lagMs),
+    )
+    return young < 0 ? facts : facts.slice(0, young)
+  }
+
+  async compact(signal?: AbortSignal): Promise<CompactionReport> {
+    this.#checkOpen()
+    if (signal?.aborted === true) throw this.#closedError()
+    const nowMs = Math.floor(this.#host.clock.wallMs())
+    const closed = this.#closedSegments(nowMs)
+    const cleanedTo = closed.at(-1)?.endOffset ?? this.#data.cleanedTo
+    const filter = new BatchFilter({
+      map: this.#mapKeys(cleanedTo),
+      mapEnd: cleanedTo,
+      mayDropTombstones: true,
+      nowMs,
+      deleteRetentionMs: this.#config.deleteRetentionMs,
+      maxBatchBytes: Infinity,
+      remembers: (producerId, baseOffset) => this.#gate.producers.remembers(producerId, baseOffset),
+    })
+    const bytesBefore = closed.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0)
+    // What the batches say of their producers must outlive them.
+    this.#data.producers = this.#gate.producers.encode()
+    this.#data.batches.rewrite(cleanedTo, ({ bytes }) => {
+      filter.begin(bytes, 0)
+      while (!filter.step(Infinity)) continue
+      const verdict = filter.finish()
+      if (verdict === 'drop') return undefined
+      return verdict === 'keep' ? bytes : filter.result
+    })
+    this.#data.cleanedTo = cleanedTo
+    this.#data.tombstonesDueMs = filter.tombstonesDueMs
+    const after = this.#data.batches.toFacts(this.highWatermark).slice(0, closed.length)
+    return {
+      bytesBefore,
+      bytesAfter: after.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
+      segmentsBefore: closed.length,
+      segmentsAfter: after.length,
+      recordsRemoved: filter.recordsRemoved,
+      tombstonesRemoved: filter.tombstonesRemoved,
+      cleanedTo,
+      segmentsSkipped: 0,
+      elapsedMs: 0,
+    }
+  }
+
+  #mapKeys(end: Offset): OffsetMap {
+    const origin = this.#data.batches.startOffset
+    const map = new OffsetMap({
+      maxBytes: Infinity,
+      expectedKeys: end - origin,
+      origin,
+      secret: MAP_SECRET,
+    })
+    const cursor = new RecordCursor({ reuseMemory: true })
+    for (const { bytes, endOffset } of this.#data.batches) {
+      if (endOffset > end) break
+      if (isControl(bytes, 0)) continue
+      cursor.reset(bytes, 0)
+      while (cursor.next()) {
+        const offset = cursor.offset as Offset // Of a batch that the log has stamped.
+        if (cursor.keyStart >= 0) map.put(cursor.bytes, cursor.keyStart, cursor.keyEnd, offset)
+      }
+    }
+    return map
   }
 
   configure(config: LogConfig): void {

@@ -86,6 +86,8 @@ export class MemoryStore implements LogStore {
       logStartOffset: start,
       durableEnd: start,
       producers: undefined,
+      cleanedTo: start,
+      tombstonesDueMs: -1,
     }
     this.#data.set(key, data)
     return data

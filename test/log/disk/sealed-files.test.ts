@@ -1,15 +1,17 @@
 import { beforeEach, describe, expect, it } from 'vitest'
 import { toOffset } from '../../../src/common/offset.ts'
 import { MemoryFileSystem } from '../../../src/fs/memory-file-system.ts'
-import { SealedFiles } from '../../../src/log/disk/sealed-files.ts'
+import { SealedFiles, SegmentFile } from '../../../src/log/disk/sealed-files.ts'
 import type { SegmentIndexes } from '../../../src/log/disk/sealed-files.ts'
 import { OffsetIndex } from '../../../src/segment/offset-index.ts'
 import { TimeIndex } from '../../../src/segment/time-index.ts'
 
 let fs: MemoryFileSystem
+let segments: SegmentFile[]
 
 beforeEach(async () => {
   fs = new MemoryFileSystem()
+  segments = Array.from({ length: 6 }, (_, i) => new SegmentFile(`/${i}.log`))
   for (let i = 0; i < 6; i++) {
     const file = await fs.open(`/${i}.log`, 'create')
     await file.write([Buffer.from(`segment ${i}`)], 0)
@@ -17,8 +19,12 @@ beforeEach(async () => {
   }
 })
 
+function segment(i: number): SegmentFile {
+  return segments[i] ?? new SegmentFile('/absent.log')
+}
+
 async function readFirst(files: SealedFiles, i: number): Promise<string> {
-  return await files.use(`/${i}.log`, async (file) => {
+  return await files.use(segment(i), async (file) => {
     const bytes = Buffer.alloc(9)
     await file.read(bytes, 0)
     return bytes.toString()
@@ -49,7 +55,7 @@ describe('files of sealed segments', () => {
     const gate = new Promise<void>((resolve) => {
       release = resolve
     })
-    const uses = [0, 1, 2, 3].map((i) => files.use(`/${i}.log`, () => gate))
+    const uses = [0, 1, 2, 3].map((i) => files.use(segment(i), () => gate))
     while (files.openFiles < 4) await Promise.resolve()
     release()
     await Promise.all(uses)
@@ -80,12 +86,28 @@ describe('files of sealed segments', () => {
 
   it('that are dropped under a reader close when it has finished', async () => {
     const files = new SealedFiles(fs, 2, 1000)
-    const use = files.use('/0.log', async (file) => {
-      await files.drop('/0.log')
+    const use = files.use(segment(0), async (file) => {
+      await files.drop(segment(0))
       return await file.size()
     })
     expect(await use).toBe(9)
     expect(fs.openFiles).toBe(0)
+  })
+
+  it('that were dropped before a reader came to open them are closed right after it', async () => {
+    const files = new SealedFiles(fs, 2, 1000)
+    await files.drop(segment(0))
+    expect(await readFirst(files, 0)).toBe('segment 0')
+    expect([files.openFiles, fs.openFiles]).toEqual([0, 0])
+  })
+
+  it('of one name but two segments are not taken for each other', async () => {
+    const files = new SealedFiles(fs, 2, 1000)
+    await readFirst(files, 0)
+    await fs.rename('/1.log', '/0.log')
+    segments[1] = new SegmentFile('/0.log')
+    expect(await readFirst(files, 0)).toBe('segment 0')
+    expect(await readFirst(files, 1)).toBe('segment 1')
   })
 
   it('share one bound on the bytes of their indexes', async () => {
@@ -95,20 +117,20 @@ describe('files of sealed segments', () => {
       loads++
       return Promise.resolve(someIndexes(entries))
     }
-    await files.indexes('/0.log', load(6))
-    await files.indexes('/1.log', load(4))
-    await files.indexes('/0.log', load(6))
+    await files.indexes(segment(0), load(6))
+    await files.indexes(segment(1), load(4))
+    await files.indexes(segment(0), load(6))
     expect(loads).toBe(2)
-    await files.indexes('/2.log', load(6)) // 0 was used after 1, but neither has room beside 2.
-    await files.indexes('/0.log', load(6))
+    await files.indexes(segment(2), load(6)) // 0 was used after 1, but neither has room beside 2.
+    await files.indexes(segment(0), load(6))
     expect(loads).toBe(4)
   })
 
   it('keep indexes that were made anew while old ones were being read', async () => {
     const files = new SealedFiles(fs, 2, 1000)
     const made = someIndexes(3)
-    const got = await files.indexes('/0.log', () => {
-      files.setIndexes('/0.log', made)
+    const got = await files.indexes(segment(0), () => {
+      files.setIndexes(segment(0), made)
       return Promise.resolve(someIndexes(1))
     })
     expect(got).toBe(made)

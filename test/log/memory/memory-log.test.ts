@@ -5,6 +5,7 @@ import { SeededRandom } from '../../../src/common/random.ts'
 import { DEFAULT_LOG_CONFIG } from '../../../src/log/log-config.ts'
 import type { MemoryLog } from '../../../src/log/memory/memory-log.ts'
 import { MemoryStore } from '../../../src/log/memory/memory-store.ts'
+import { describeCompaction } from '../../conformance/compaction.ts'
 import { complete, describePartitionLog, ORDERS } from '../../conformance/partition-log.ts'
 import type { LogHarness } from '../../conformance/partition-log.ts'
 import { aBatch, recordsOf } from '../../support/batches.ts'
@@ -33,6 +34,7 @@ function memoryHarness(durableDelayMs: number): () => Promise<LogHarness> {
 }
 
 describePartitionLog('MemoryLog', memoryHarness(0))
+describeCompaction('MemoryLog', memoryHarness(0))
 describePartitionLog('MemoryLog, durable after 300 ms', memoryHarness(300))
 
 describe('MemoryLog', () => {
