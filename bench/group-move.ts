@@ -10,6 +10,7 @@ import {
 } from '../src/client/index.ts'
 import { Arrivals, medianOf } from './arrivals.ts'
 import type { BenchEnvironment } from './environment.ts'
+import { UsageWatch } from './measurement.ts'
 import { GroupVerifier } from './group-verifier.ts'
 import type { RunFigures } from './report.ts'
 import { monotonicMs, Values } from './values.ts'
@@ -66,7 +67,9 @@ export async function measureMove(
       intervalMs: options.tickMs,
     })
     await watch.until(() => watch.verifier.hasAll(1), 'the first records')
-    await delay(WARM_UP_MS + windowMs)
+    await delay(WARM_UP_MS)
+    const usage = new UsageWatch(broker.process, [process.pid], monotonicMs())
+    await delay(windowMs)
     const ownersBefore = watch.owners()
     watch.disturbed.clear()
     const joinMs = monotonicMs()
@@ -74,6 +77,7 @@ export async function measureMove(
     if (last === undefined) throw new Error('there is no client for the last consumer')
     watch.add(last)
     await delay(windowMs)
+    usage.end()
     await watch.until(() => watch.isSettled(), 'the group to settle again')
     const ownersAfter = watch.owners()
     const disturbed = new Set(watch.disturbed)
@@ -81,6 +85,7 @@ export async function measureMove(
     await watch.until(() => watch.verifier.hasAll(written), 'the last records')
     await watch.close()
     watch.verifier.finish(written)
+    const { brokerCpuSeconds, clientCpuSeconds, brokerLoopP99Ms } = await usage.figures()
     const moved = ownersAfter.flatMap((owner, partition) =>
       owner === ownersBefore[partition] ? [] : [partition],
     )
@@ -105,6 +110,10 @@ export async function measureMove(
         pauseMovedMedianMs: medianOf(movers),
         pauseMovedLongestMs: Math.max(...movers),
         recordsReadTwice: watch.verifier.repeated,
+        // A processor that is busy all the time makes pauses of its own.
+        moveBrokerCpuPercent: toPercent(brokerCpuSeconds, windowMs * 2),
+        moveConsumersCpuPercent: toPercent(clientCpuSeconds, windowMs * 2),
+        moveBrokerLoopP99Ms: brokerLoopP99Ms,
       },
     }
   } finally {
@@ -113,6 +122,10 @@ export async function measureMove(
     await broker.stop()
     environment.remove(broker.process.directory)
   }
+}
+
+function toPercent(cpuSeconds: number | undefined, ms: number): number | undefined {
+  return cpuSeconds === undefined ? undefined : (cpuSeconds / ms) * 100_000
 }
 
 /** The consumers of this process and what they have got. */

@@ -168,24 +168,33 @@ class MeasuredGroup {
    */
   async #settled(members: number): Promise<number> {
     const untilMs = monotonicMs() + PATIENCE_MS
+    let stableMs: number | undefined
     for (;;) {
-      const all = await Promise.all(this.#processes.map((process) => process.progress()))
-      const failures = all.flatMap((progress) => progress.failures)
-      if (failures.length > 0) throw new VerificationError(failures.join('; '))
-      const sum = (pick: (progress: (typeof all)[number]) => number): number =>
-        all.reduce((total, progress) => total + pick(progress), 0)
-      const changedMs = Math.max(...all.map((progress) => progress.changedMs))
-      const owned = sum((progress) => progress.owned)
+      const { owned, present, changedMs } = await this.#progress()
+      // Nothing may have moved since before the broker was asked, or its answer is about another time than ours.
+      if (stableMs === changedMs) return changedMs
+      stableMs = undefined
       const isQuiet = monotonicMs() - changedMs > QUIET_MS
-      if (owned === this.#partitions && isQuiet && sum((one) => one.members) === members) {
-        if ((await this.#findState()) === 'stable') return changedMs
+      if (owned === this.#partitions && present === members && isQuiet) {
+        if ((await this.#findState()) === 'stable') stableMs = changedMs
       }
       if (monotonicMs() > untilMs) {
         throw new VerificationError(
           `${members} members own ${owned} of ${this.#partitions} partitions after ${PATIENCE_MS} ms`,
         )
       }
-      await delay(POLL_MS)
+      if (stableMs === undefined) await delay(POLL_MS)
+    }
+  }
+
+  async #progress(): Promise<{ owned: number; present: number; changedMs: number }> {
+    const all = await Promise.all(this.#processes.map((process) => process.progress()))
+    const failures = all.flatMap((progress) => progress.failures)
+    if (failures.length > 0) throw new VerificationError(failures.join('; '))
+    return {
+      owned: all.reduce((total, progress) => total + progress.owned, 0),
+      present: all.reduce((total, progress) => total + progress.members, 0),
+      changedMs: Math.max(...all.map((progress) => progress.changedMs)),
     }
   }
 

@@ -27,7 +27,7 @@ const SPECS = {
   movePartitions: { kind: 'count', default: '90', least: 1, about: 'move: of the topic' },
   tick: {
     kind: 'duration',
-    default: '20ms',
+    default: '50ms',
     least: 1,
     about: 'move: from one record of a partition to its next',
   },

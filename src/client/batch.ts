@@ -78,7 +78,9 @@ export class RecordIterator<V, K> implements IterableIterator<ReceivedRecord<V, 
   get keyText(): string | undefined {
     const { bytes, keyStart, keyEnd } = this.#cursor
     if (keyStart < 0) return undefined
-    return Buffer.from(bytes.buffer, bytes.byteOffset + keyStart, keyEnd - keyStart).toString('latin1')
+    return Buffer.from(bytes.buffer, bytes.byteOffset + keyStart, keyEnd - keyStart).toString(
+      'latin1',
+    )
   }
 
   next(): IteratorResult<ReceivedRecord<V, K>, undefined> {

@@ -199,6 +199,8 @@ export class Membership<V, K> implements SessionOwner, FetchOwner<V, K> {
    */
   shift(): Delivery<V, K> | undefined {
     if (this.#isStopping) return undefined
+    // A process that had been stopped reads what waited in its sockets before any timer runs: what came is somebody else's by now.
+    this.checkAlive()
     for (;;) {
       const fetched = this.#fetcher.shift()
       if (fetched === undefined) break
@@ -485,10 +487,11 @@ export class Membership<V, K> implements SessionOwner, FetchOwner<V, K> {
         const { committed } = start
         const at = start.offset ?? entry.logStartOffset
         const owned = new OwnedPartition(topic, topicId, partition, at, committed, highWatermark)
-        this.#put(owned)
         coming.push({ owned, start })
       }
     }
+    // Only now, all at once: a loss or an end in between must not tell of partitions as gone that nobody was told of as come.
+    for (const { owned } of coming) this.#put(owned)
     this.#givenUp.clear()
     if (coming.length === 0) return
     await this.#tell(

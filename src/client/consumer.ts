@@ -102,7 +102,29 @@ export class GroupConsumer<V, K> implements Consumer<V, K> {
     this.#takeOnce()
     this.#isIterating = true
     return {
-      next: () => this.#nextRecord(),
+      // Written out here, as in the reader: a call less for each record.
+      next: async (): Promise<IteratorResult<ReceivedRecord<V, K>, undefined>> => {
+        this.#finishInHand()
+        try {
+          for (;;) {
+            if (this.#breather.isDue()) await this.#breathe()
+            const step = this.#stepOfCurrent()
+            if (step !== undefined) return step
+            const delivery = this.#membership.shift() ?? (await this.#wait())
+            if (delivery === undefined) return { done: true, value: undefined }
+            const { owned, batch } = delivery
+            owned.hasOpenBatch = true
+            this.#current = {
+              owned,
+              tracker: owned.tracker,
+              batch,
+              records: batch[Symbol.iterator](),
+            }
+          }
+        } catch (error) {
+          throw await this.#endWith(error)
+        }
+      },
       return: () => this.#leaveLoop(),
     }
   }
@@ -115,24 +137,6 @@ export class GroupConsumer<V, K> implements Consumer<V, K> {
         next: () => this.#nextBatch(),
         return: () => this.#leaveLoop(),
       }),
-    }
-  }
-
-  async #nextRecord(): Promise<IteratorResult<ReceivedRecord<V, K>, undefined>> {
-    this.#finishInHand()
-    try {
-      for (;;) {
-        if (this.#breather.isDue()) await this.#breathe()
-        const step = this.#stepOfCurrent()
-        if (step !== undefined) return step
-        const delivery = this.#membership.shift() ?? (await this.#wait())
-        if (delivery === undefined) return { done: true, value: undefined }
-        const { owned, batch } = delivery
-        owned.hasOpenBatch = true
-        this.#current = { owned, tracker: owned.tracker, batch, records: batch[Symbol.iterator]() }
-      }
-    } catch (error) {
-      throw await this.#endWith(error)
     }
   }
 

@@ -73,6 +73,15 @@ export class OffsetTracker {
 
   /** The unit that holds `offset` is finished. True when {@link finished} has risen. One that is not known, or finished already, changes nothing. */
   finish(offset: number): boolean {
+    const head = this.#head
+    // One unit at a time, as in an iteration: 5 ns instead of 20.
+    if (this.#units === 1 && this.#starts[head] === offset && this.#isDone[head] === 0) {
+      this.#floor = this.#ends[head] ?? 0
+      this.#head = (head + 1) & (this.#starts.length - 1)
+      this.#units = 0
+      this.#unfinished = 0
+      return true
+    }
     const index = this.#indexOf(offset)
     if (index < 0) return false
     const slot = (this.#head + index) & (this.#starts.length - 1)

@@ -103,11 +103,6 @@ export class PartitionFetch<V, K> {
     this.endOffset = range.until
     this.position = range.from ?? 0
   }
-
-  /** Nothing more will come: at its end, and everything handed over. */
-  get isFinished(): boolean {
-    return this.state === 'ended' && this.queue.length === 0
-  }
 }
 
 /** A batch and where it comes from. */
@@ -618,7 +613,9 @@ export class PartitionFetcher<V, K> {
     for (const name of new Set(left.map((fetch) => fetch.topic.name))) {
       if (error.code === 'NOT_LEADER') this.#connection.forgetRoute(name)
     }
-    this.#connection.logger?.warn(`reading ${this.#options.what} was interrupted: ${error.message}`)
+    const text = `reading ${this.#options.what} was interrupted: ${error.message}`
+    if (this.#backoff.tries === 0) this.#connection.logger?.warn(text)
+    else this.#connection.logger?.debug(text)
     this.#cancelRetry ??= this.#connection.clock.schedule(this.#backoff.nextDelayMs(), () => {
       this.#cancelRetry = undefined
       for (const fetch of this.#fetches) {
@@ -639,9 +636,9 @@ export class PartitionFetcher<V, K> {
     }
     if (!this.#mayGoOn(error)) return
     if (error.code === 'NOT_LEADER') this.#connection.forgetRoute(fetch.topic.name)
-    this.#connection.logger?.warn(
-      `reading ${fetch.topic.name}-${fetch.partition} was interrupted: ${error.message}`,
-    )
+    const text = `reading ${fetch.topic.name}-${fetch.partition} was interrupted: ${error.message}`
+    if (fetch.backoff === undefined) this.#connection.logger?.warn(text)
+    else this.#connection.logger?.debug(text)
     this.retry(fetch)
   }
 

@@ -1,9 +1,9 @@
 /**
  * SipHash-2-4 with 128 bits of output (Aumasson, Bernstein), for telling the keys of records apart without keeping them. Under a secret that
  * only this process knows nobody can make two keys that collide, and by chance it takes 2^64 keys: `crc`s and unkeyed hashes would let a
- * producer choose keys so that compaction drops the wrong record. About 300 ns for a key of 16 bytes; node:crypto takes 1 µs a call.
+ * producer choose keys so that compaction drops the wrong record. A key of 16 bytes takes about 0.2 µs on two busy cores, and SHA-256 by node:crypto 0.9.
  *
- * 64-bit words are kept as pairs of 32-bit ones, low half first: BigInt would be ten times slower.
+ * 64-bit words are kept as pairs of 32-bit ones, low half first: BigInt allocates for each step.
  */
 export class KeyHash {
   /** The four words of the last result, unsigned. */
@@ -37,10 +37,10 @@ export class KeyHash {
     const low = readWord(bytes, at, Math.min(left, 4))
     const high = readWord(bytes, at + 4, Math.max(0, left - 4)) | ((end - start) << 24)
     compress(v, low, high)
-    v[4]! ^= 0xee
+    flip(v, 4, 0xee)
     rounds(v, 4)
     this.#take(0)
-    v[2]! ^= 0xdd
+    flip(v, 2, 0xdd)
     rounds(v, 4)
     this.#take(2)
   }
@@ -65,6 +65,10 @@ function compress(v: Int32Array, low: number, high: number): void {
   rounds(v, 2)
   v[0] = v[0]! ^ low
   v[1] = v[1]! ^ high
+}
+
+function flip(v: Int32Array, at: number, bits: number): void {
+  v[at] = v[at]! ^ bits
 }
 
 /** SipRounds, on locals: the array is read and written once for all of them. */

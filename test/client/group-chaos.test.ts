@@ -14,6 +14,7 @@ import { type LoopbackBroker, startLoopbackBroker } from '../support/loopback-br
 const lines = topic('lines', { value: text })
 const SESSION_TIMEOUT_MS = 800
 const PARTITIONS = 8
+const MOST_UNHANDLED = 1000
 const EVENTS = 40
 const MOST_MEMBERS = 6
 
@@ -79,6 +80,7 @@ class Member {
   readonly consumer: Consumer<string>
   readonly ended: Promise<void>
   readonly #client: Client
+  #isDead = false
   readonly #checker: Checker
 
   static async start(name: string, url: string, checker: Checker, seed: number): Promise<Member> {
@@ -106,10 +108,12 @@ class Member {
     this.ended = this.consumer.run(
       async ({ partition, value }) => {
         checker.record(this, partition, value ?? '')
-        for (let turns = random.below(4); turns > 0; turns--) {
+        // Some take longer than a commit, so that one which runs ahead of them is found out by a kill.
+        const slow = random.chance(0.02) ? 300 : 0
+        for (let turns = slow + random.below(4); turns > 0 && !this.#isDead; turns--) {
           await new Promise((resolve) => setImmediate(resolve))
         }
-        checker.done(value ?? '')
+        if (!this.#isDead) checker.done(value ?? '')
       },
       { concurrency: 1 + random.below(8), ordered: random.pick(['partition', 'key', false]) },
     )
@@ -123,6 +127,7 @@ class Member {
 
   /** Nothing that it says is heard any more, and it does nothing any more either. */
   async kill(): Promise<void> {
+    this.#isDead = true
     this.proxy.refuse(true)
     this.proxy.cut()
     this.ended.catch(() => undefined) // Ends with an error: it has been killed.
@@ -137,6 +142,11 @@ async function produce(broker: LoopbackBroker, checker: Checker, stop: AbortSign
   const client = await connect(broker.url)
   const producer = client.producer()
   while (!stop.aborted) {
+    // Not so far ahead that handling the rest takes longer than everything that the test is about.
+    if (checker.sent - checker.handled > MOST_UNHANDLED) {
+      await new Promise((resolve) => setImmediate(resolve))
+      continue
+    }
     const batch = Array.from({ length: 20 }, () => checker.sent++)
     await Promise.all(
       batch.map((id) =>
@@ -147,7 +157,7 @@ async function produce(broker: LoopbackBroker, checker: Checker, stop: AbortSign
   await client.close()
 }
 
-describe.each([1, 2, 3, 4, 5, 6])(
+describe.each([1, 2, 3])(
   'members that come, go, die and lose their connections (seed %i)',
   (seed) => {
     it(
@@ -212,7 +222,7 @@ describe.each([1, 2, 3, 4, 5, 6])(
                 const { length } = broker.topics.get('lines').partitions
                 return checker.owned() === length && checker.handled >= target
               },
-              { timeout: SESSION_TIMEOUT_MS + 6000, interval: 10 },
+              { timeout: SESSION_TIMEOUT_MS + 10_000, interval: 10 },
             )
           } catch (error) {
             throw new Error(`not recovered: ${await explain()}`, { cause: error })

@@ -79,8 +79,9 @@ class Scene {
         this.join()
         break
       case 'leave':
-        victim?.leave()
-        if (victim === undefined) return
+        // One that has come so far that it would rather leave than die of the signal.
+        if (victim?.events()[0]?.type !== 'started') return
+        victim.leave()
         break
       case 'kill':
         victim?.kill()

@@ -276,7 +276,7 @@ function readPartition(folder: string, checkpoint: Checkpoint): ReadPartition {
       const producer = Number(batch.bytes.readBigInt64BE(43))
       const sequence = batch.bytes.readInt32BE(53)
       if (producer >= 0 && sequence >= 0) {
-        lastSequences.set(producer, sequence + batch.bytes.readInt32BE(57) - 1)
+        lastSequences.set(producer, sequence + batch.bytes.readInt32BE(23))
       }
       for (const record of readRecords(batch)) {
         if (record.offset >= logStartOffset) records.push(record)
@@ -327,7 +327,8 @@ function readBatches(
       break
     }
     const endOffset = offset + bytes.readInt32BE(23) + 1
-    const maxTimestamp = Number(bytes.readBigInt64BE(35))
+    // An empty batch has no time.
+    const maxTimestamp = bytes.readInt32BE(57) === 0 ? -1 : Number(bytes.readBigInt64BE(35))
     batches.push({
       baseOffset: offset,
       endOffset,
@@ -471,6 +472,7 @@ interface Seal {
   readonly endOffset: number
   readonly sizeBytes: number
   readonly maxTimestampMs: number
+  readonly records?: number
   readonly logCrc: number
   readonly indexCrc: number
   readonly timeindexCrc: number
@@ -497,6 +499,8 @@ function checkSeal(stem: string, base: number, endOffset: number, batches: reado
     seal.maxTimestampMs === Math.max(-1, ...batches.map((one) => one.maxTimestamp)),
     'a seal knows the largest timestamp',
   )
+  const records = batches.reduce((sum, one) => sum + one.bytes.readInt32BE(57), 0)
+  check(records === (seal.records ?? endOffset - base), 'a seal knows how many records there are')
 }
 
 function checkActive(entry: Entry, file: Buffer, batches: readonly Batch[]): void {

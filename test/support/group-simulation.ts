@@ -214,6 +214,11 @@ class SimulatedClient {
     return this.#simulation.clock.monotonicMs()
   }
 
+  /** What the broker calls it, also while it has not heard that itself. */
+  get idAtBroker(): string {
+    return this.memberId === '' ? (this.#link?.session?.memberId ?? '') : this.memberId
+  }
+
   get isConnected(): boolean {
     return this.#link?.isUp === true && this.#link.session !== undefined
   }
@@ -268,9 +273,8 @@ class SimulatedClient {
       const joined = await link.process.groups.join(request, listener)
       link.session = joined
       if (!link.isUpAtBroker) joined.detach()
-      if (this.isDead) {
+      if (this.isDead || this.isPaused) {
         // A member that nobody is: until its session is over, it is given partitions.
-        this.memberId = joined.memberId
         this.#simulation.disturb('joined when it was gone', this)
       }
       link.toClient(() => this.#handle(link, () => this.#joined(link, joined, sentMs)))
@@ -646,8 +650,9 @@ export class GroupSimulation {
   /** Something happened that may leave what this client has, or was just given, without an owner. */
   disturb(what: string, client: SimulatedClient | undefined): void {
     const atMs = this.clock.monotonicMs()
-    this.#trace.push(`${atMs} ${what} ${client?.name ?? ''} ${client?.memberId ?? ''}`)
-    const held = [...this.#holders].filter(([, memberId]) => memberId === client?.memberId)
+    const memberId = client?.idAtBroker
+    this.#trace.push(`${atMs} ${what} ${client?.name ?? ''} ${memberId ?? ''}`)
+    const held = [...this.#holders].filter(([, holder]) => holder === memberId)
     const partitions =
       client === undefined
         ? undefined
@@ -656,7 +661,7 @@ export class GroupSimulation {
       type: 'disturbed',
       atMs,
       what: `${what} ${client?.name ?? ''}`,
-      memberId: client?.memberId,
+      memberId,
       partitions,
     })
   }

@@ -148,6 +148,10 @@ export class MemberProcess {
     return this.#state === 'running' ? this.#owned : new Set()
   }
 
+  #wasStopped(afterMs: number, beforeMs: number): boolean {
+    return this.pauses.some(({ fromMs, untilMs }) => fromMs > afterMs && untilMs < beforeMs)
+  }
+
   /** All that it did, in the checker's words. */
   history(): GroupEvent[] {
     const history: GroupEvent[] = []
@@ -170,6 +174,7 @@ export class MemberProcess {
         committed: first ?? Infinity,
       })
     }
+    let lastEventMs = this.startMs
     for (const event of this.events()) {
       if (event.type === 'assigned') {
         for (const partition of event.partitions) {
@@ -187,13 +192,15 @@ export class MemberProcess {
           // Nobody gave it to this member (any more): an interval of its own, for the checker to see.
           history.push({ type: 'owned', client: this.name, partition, fromMs: atMs, untilMs: atMs })
         } else {
-          tenure.lastMs = atMs
+          // What a process had in its hand when it was stopped it finishes when it goes on: that is no claim to the partition.
+          if (!this.#wasStopped(lastEventMs, atMs)) tenure.lastMs = atMs
           tenure.first ??= offset
         }
         history.push({ type: 'processed', partition, from: offset, to: offset + 1 })
       } else if (event.type === 'committed') {
         history.push({ ...event, memberId: this.name, memberEpoch: 0 })
       }
+      lastEventMs = event.atMs
     }
     for (const [partition, { lastMs }] of tenures) {
       // Until it was killed, unless it had been stopped since: then its session may have been over.

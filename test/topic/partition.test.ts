@@ -45,6 +45,44 @@ function aControlBatch(): Uint8Array {
   return builder.finish()
 }
 
+describe('a compacted partition', () => {
+  it('wants a key of every record that a client brings, compressed or not', async () => {
+    const { partition } = await aPartition({ cleanupPolicy: 'compact' })
+    for (const compression of ['none', 'lz4'] as const) {
+      const batch = aBatch({ keys: ['a', 'b', undefined], compression, valueBytes: 50 })
+      const refused = partition.append(batch, 'durable')
+      await expect(refused).rejects.toMatchObject({
+        code: 'INVALID_RECORD',
+        details: { index: 2, topic: 'orders' },
+        message: expect.stringContaining('compacted') as string,
+      })
+      expect(partition.logEndOffset).toBe(0)
+    }
+    const control = { allowControl: true }
+    expect(await codeOf(partition.append(aBatch({ keys: ['a'] }), 'durable'))).toBe('OK')
+    expect(await codeOf(partition.append(aControlBatch(), 'durable', control))).toBe('OK')
+  })
+
+  it('begins to want them, and ends, with the setting', async () => {
+    const { partition } = await aPartition()
+    const keyless = (): Promise<string> => codeOf(partition.append(aBatch(), 'durable'))
+    expect(await keyless()).toBe('OK')
+    partition.configure(resolveConfig({ cleanupPolicy: 'compact,delete' }))
+    expect(await keyless()).toBe('INVALID_RECORD')
+    partition.configure(resolveConfig({}))
+    expect(await keyless()).toBe('OK')
+  })
+
+  it('is not compacted where it can only be read, or is gone', async () => {
+    const { partition } = await aPartition({ cleanupPolicy: 'compact' }, { readOnly: 'damaged' })
+    expect(await partition.findCompactionNeed()).toBeUndefined()
+    expect(await codeOf(partition.compact())).toBe('READ_ONLY')
+    partition.end()
+    expect(await partition.findCompactionNeed()).toBeUndefined()
+    expect(await codeOf(partition.compact())).toBe('UNKNOWN_TOPIC')
+  })
+})
+
 describe('Partition.append', () => {
   it('gives out dense offsets in the order of the calls, without waiting', async () => {
     const { partition, clock } = await aPartition({}, { durableDelayMs: 300 })

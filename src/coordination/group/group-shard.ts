@@ -74,6 +74,10 @@ export interface LiveGroup {
   isForced: boolean
   computedMs: number
   cancelCompute: CancelTimer | undefined
+  /** What members have confirmed last, and has not been acted on. */
+  readonly confirms: Map<Presence, { readonly stream: MemberStream; readonly number: number }>
+  /** Until it fires, confirmations are gathered. */
+  cancelRelease: CancelTimer | undefined
   /** Members whose instance id somebody else has by now; the newest ones. */
   readonly takenOver: Set<string>
 }
@@ -86,6 +90,8 @@ const RETRY_LOAD_MS = 1000
 const MESSAGE_COST = 30
 const JOIN_COST = 70
 const WHOLE_TURN = 3000
+/** Members whose confirmations are dealt with in one turn: with ten partitions each, most of a thousand others get something. */
+const MOST_RELEASES = 200
 const MOST_TAKEN_OVER = 1000
 
 /**
@@ -213,6 +219,7 @@ export class GroupShard {
   #endAll(error: BrokerError): void {
     for (const live of this.groups.values()) {
       live.cancelCompute?.()
+      live.cancelRelease?.()
       for (const presence of live.presences.values()) {
         presence.cancelExpiry?.()
         presence.cancelRevocation?.()
@@ -254,6 +261,8 @@ export class GroupShard {
         isForced: false,
         computedMs: -Infinity,
         cancelCompute: undefined,
+        confirms: new Map(),
+        cancelRelease: undefined,
         takenOver: new Set(),
       }
       this.groups.set(id, live)
@@ -522,12 +531,8 @@ export class GroupShard {
       confirm: (number) => {
         if (!isOurs()) return
         this.#see(presence)
-        const isReleased = stream.takeConfirmed(number)
-        if (isReleased === undefined) return
-        // #broke hears of a failure.
-        void this.#write(live, live.state.decideRelease(memberId, isReleased))
-        const now = live.state.members.get(memberId)
-        if (now !== undefined) this.#watchRevocation(live, presence, now, true)
+        live.confirms.set(presence, { stream, number })
+        if (live.cancelRelease === undefined) this.#releaseConfirmed(live)
       },
       subscribe: async (subscription) => {
         check()
@@ -540,8 +545,52 @@ export class GroupShard {
         await this.#leave(live, presence)
       },
       detach: () => {
-        if (presence.stream === stream) presence.stream = undefined
+        if (presence.stream !== stream) return
+        // Its last word counts.
+        if (live.confirms.has(presence) && isOurs()) this.#release(live, [presence])
+        presence.stream = undefined
       },
+    }
+  }
+
+  /**
+   * Gives on what members have confirmed to have given up: the first at once, and in a flood as many together as came while the ones before were dealt
+   * with and for as long again, so that half of the time is everyone else's.
+   */
+  #releaseConfirmed(live: LiveGroup): void {
+    const { clock } = this.#env
+    const startMs = clock.monotonicMs()
+    const some: Presence[] = []
+    for (const presence of live.confirms.keys()) {
+      if (some.push(presence) === MOST_RELEASES) break
+    }
+    this.#release(live, some)
+    live.cancelRelease = clock.schedule(clock.monotonicMs() - startMs, () => {
+      live.cancelRelease = undefined
+      if (live.confirms.size > 0 && this.#failure === undefined) this.#releaseConfirmed(live)
+    })
+  }
+
+  #release(live: LiveGroup, presences: readonly Presence[]): void {
+    const { state, confirms } = live
+    const releases = new Map<string, (topicId: string, partition: number) => boolean>()
+    const released: Presence[] = []
+    for (const presence of presences) {
+      const confirmed = confirms.get(presence)
+      confirms.delete(presence)
+      // On another stream it is told anew, and confirms that.
+      if (confirmed === undefined || presence.stream !== confirmed.stream) continue
+      const isReleased = confirmed.stream.takeConfirmed(confirmed.number)
+      if (isReleased === undefined) continue
+      releases.set(presence.memberId, isReleased)
+      released.push(presence)
+    }
+    if (releases.size === 0) return
+    // #broke hears of a failure.
+    void this.#write(live, state.decideReleases(releases))
+    for (const presence of released) {
+      const member = state.members.get(presence.memberId)
+      if (member !== undefined) this.#watchRevocation(live, presence, member, true)
     }
   }
 
@@ -675,6 +724,7 @@ export class GroupShard {
     const presence = live.presences.get(memberId)
     presence?.cancelExpiry?.()
     presence?.cancelRevocation?.()
+    if (presence !== undefined) live.confirms.delete(presence)
     live.presences.delete(memberId)
   }
 
@@ -830,6 +880,7 @@ export class GroupShard {
   async #delete(live: LiveGroup): Promise<void> {
     const { state } = live
     live.cancelCompute?.()
+    live.cancelRelease?.()
     const offsets = this.#writeOffsets(live, listOffsetDeletions(state))
     // Together: without its offsets it is nothing, and without its record what is left of it is a stream group's offsets.
     const record = this.#write(live, [{ type: 'group-deleted', group: state.id }])

@@ -29,6 +29,8 @@ export interface AssignmentInputs {
 /** Who has each partition of a topic. */
 type Holders = Map<string, (string | undefined)[]>
 
+const NONE_LEFT: ReadonlyMap<string, MemberRecord> = new Map()
+
 const NEW_GROUP: GroupRecord = {
   type: 'stream',
   epoch: 0,
@@ -239,7 +241,7 @@ export class StreamGroup {
     if (member === undefined) return []
     const events: GroupEvent[] = [{ type: 'member-left', group: this.id, memberId }]
     if (this.members.size === 1) events.push(this.decideRecord({ emptySinceMs: nowMs }))
-    return [...events, ...this.#decideGains(member.owned, memberId, undefined)]
+    return [...events, ...this.#decideGains(keysOf(member.owned), memberId, NONE_LEFT)]
   }
 
   /** A static member goes in good order: its place is kept, and what it was to give up anyway goes to those who wait for it. */
@@ -249,39 +251,57 @@ export class StreamGroup {
     const owned = keepOnly(member.owned, member.target)
     const released = without(member.owned, (topicId, p) => owned.get(topicId)?.has(p) === true)
     const left: MemberRecord = { ...member, standing: 'left', owned }
-    return [this.#member(memberId, left), ...this.#decideGains(released, memberId, undefined)]
+    return [
+      this.#member(memberId, left),
+      ...this.#decideGains(keysOf(released), memberId, NONE_LEFT),
+    ]
   }
 
-  /** A member has given up partitions: whoever waits for them gets them. */
-  decideRelease(
-    memberId: string,
-    isReleased: (topicId: string, partition: number) => boolean,
+  /**
+   * Members have given up partitions: whoever waits for them gets them. Of many at once each gainer has one record, which makes a full rebalance
+   * linear in partitions.
+   */
+  decideReleases(
+    releases: ReadonlyMap<string, (topicId: string, partition: number) => boolean>,
   ): GroupEvent[] {
-    const member = this.members.get(memberId)
-    if (member === undefined) return []
-    const owned = without(member.owned, isReleased)
-    if (count(owned) === count(member.owned)) return []
-    const released = without(member.owned, (topicId, partition) => !isReleased(topicId, partition))
-    const left = { ...member, owned, epoch: this.epoch }
-    const gains = this.#decideGains(released, memberId, left)
-    const [first] = gains
-    // Its own record comes first in any case: what is given up is given up before anybody gets it.
-    const isOwn = first?.type === 'member' && first.memberId === memberId
-    return isOwn ? gains : [this.#member(memberId, left), ...gains]
+    const left = new Map<string, MemberRecord>()
+    const freed = new Map<string, number[]>()
+    for (const [memberId, isReleased] of releases) {
+      const member = this.members.get(memberId)
+      if (member === undefined) continue
+      const owned = without(member.owned, isReleased)
+      if (count(owned) === count(member.owned)) continue
+      left.set(memberId, { ...member, owned, epoch: this.epoch })
+      for (const [topicId, partitions] of member.owned) {
+        const some = [...partitions.keys()].filter((partition) => isReleased(topicId, partition))
+        if (some.length === 0) continue
+        const others = freed.get(topicId)
+        if (others === undefined) freed.set(topicId, some)
+        else others.push(...some)
+      }
+    }
+    // What is given up is given up before anybody gets it, also when whoever gives up gets something at the same time.
+    return [
+      ...[...left].map(([memberId, record]) => this.#member(memberId, record)),
+      ...this.#decideGains(freed, undefined, left),
+    ]
   }
 
-  /** Gives `freed` to those in whose targets it is. `former` is what is left of the member that had it, which may get some back. */
+  /**
+   * Gives `freed` to those in whose targets it is, but for `goneId`. `left` has what remains of members that have just given something up: they may
+   * get some back.
+   */
   #decideGains(
-    freed: OwnedPartitions,
-    formerId: string,
-    former: MemberRecord | undefined,
+    freed: Iterable<[string, Iterable<number>]>,
+    goneId: string | undefined,
+    left: ReadonlyMap<string, MemberRecord>,
   ): GroupEvent[] {
     const gains = new Map<string, Map<string, number[]>>()
     for (const [topicId, partitions] of freed) {
       const wanters = this.#wanters.get(topicId)
-      for (const partition of partitions.keys()) {
+      for (const partition of partitions) {
         const wanter = wanters?.[partition]
-        if (wanter === undefined || (wanter === formerId && former === undefined)) continue
+        if (wanter === undefined || wanter === goneId) continue
         let topics = gains.get(wanter)
         if (topics === undefined) gains.set(wanter, (topics = new Map<string, number[]>()))
         const some = topics.get(topicId)
@@ -289,16 +309,12 @@ export class StreamGroup {
         else some.push(partition)
       }
     }
-    const events: GroupEvent[] = []
-    for (const [wanter, gained] of gains) {
-      const member = wanter === formerId ? former : this.members.get(wanter)
+    return [...gains].map(([wanter, gained]) => {
+      const member = left.get(wanter) ?? this.members.get(wanter)
       invariant(member !== undefined, 'whoever has a target is a member')
       const owned = withGained(member.owned, gained, this.epoch)
-      const event = this.#member(wanter, { ...member, owned, epoch: this.epoch })
-      if (wanter === formerId) events.unshift(event)
-      else events.push(event)
-    }
-    return events
+      return this.#member(wanter, { ...member, owned, epoch: this.epoch })
+    })
   }
 
   /**

@@ -44,7 +44,7 @@ const ROLL_AGED_BYTES: number = 16 * KIB
 /** After a round that failed, or that found what it cannot read, the next look is this much later. */
 const RETRY_MS: number = 5 * MINUTE_MS
 
-/** Records between two looks at the time: about 0.2 ms. */
+/** Records between two looks at the time: about 0.4 ms, since a lookup in a full map takes 0.7 µs on two busy cores. */
 const RECORDS_PER_STEP = 512
 
 /** Offsets of a segment, relative to its base, fit in 31 bits. */

@@ -3,12 +3,17 @@ import { toOffset } from '../../../src/common/offset.ts'
 import { SeededRandom } from '../../../src/common/random.ts'
 import { DAY_MS, KIB, MINUTE_MS } from '../../../src/common/units.ts'
 import { MemoryFileSystem } from '../../../src/fs/memory-file-system.ts'
-import type { SystemCode } from '../../../src/fs/system-error.ts'
-import type { DiskOptions } from '../../../src/log/disk/disk-environment.ts'
-import type { LogConfig } from '../../../src/log/log-config.ts'
-import type { CompactionReport, PartitionLog } from '../../../src/log/partition-log.ts'
 import { readBatchBytes, readRecordCount } from '../../../src/record/batch-header.ts'
 import { decodeSeal } from '../../../src/segment/segment-seal.ts'
+import {
+  aBroker,
+  compact,
+  expectLatest,
+  fill,
+  logNames,
+  over,
+  SMALL,
+} from '../../support/compacted-log.ts'
 import { describeCompaction } from '../../conformance/compaction.ts'
 import { aBatch, batchesOf, entriesOf } from '../../support/batches.ts'
 import { DiskBroker, overwrite, readOver, segment } from '../../support/disk-broker.ts'
@@ -19,68 +24,6 @@ import { settle } from '../../support/fake-clock.ts'
 
 describeCompaction('disk engine', () => makeDiskHarness(0))
 describeCompaction('disk engine, flushes of 300 ms', () => makeDiskHarness(300))
-
-const SMALL: Partial<LogConfig> = {
-  compact: true,
-  segmentBytes: 400,
-  indexIntervalBytes: 100,
-  deleteDelayMs: 0,
-}
-
-async function aBroker(
-  config: Partial<LogConfig> = {},
-  options: Partial<DiskOptions> = {},
-): Promise<DiskBroker> {
-  return await DiskBroker.started({ config: { ...SMALL, ...config }, options })
-}
-
-/** `count` records over `keys` keys, each in a batch of its own, or three. Their values say their offsets. */
-async function fill(log: PartitionLog, count: number, keys = 4): Promise<void> {
-  while (count > 0) {
-    const size = count % 2 === 0 ? 1 : Math.min(3, count)
-    const first = log.logEndOffset
-    const offsets = Array.from({ length: size }, (_, i) => first + i)
-    await log.append(
-      aBatch({
-        keys: offsets.map((offset) => `k${(offset * 7) % keys}`),
-        values: offsets.map((offset) => `v${offset}`),
-      }),
-      'durable',
-    )
-    count -= size
-  }
-}
-
-/** Waits for a round, over the rests that it takes. */
-async function compact(broker: DiskBroker): Promise<CompactionReport> {
-  return await over(broker, broker.log.compact())
-}
-
-async function over<T>(broker: DiskBroker, promise: Promise<T>): Promise<T> {
-  const state = { isDone: false }
-  const mark = (): boolean => (state.isDone = true)
-  promise.then(mark, mark)
-  await settle()
-  while (!state.isDone) await broker.clock.advance(100)
-  return await promise
-}
-
-/** Every key of the log has its newest record, and what else is found stands where it was written. */
-async function expectLatest(log: PartitionLog, keys = 4): Promise<void> {
-  const { values, holes } = await readOver(log)
-  expect(holes).toEqual([])
-  for (const [offset, value] of values) expect(value).toBe(`v${offset}`)
-  const end = log.highWatermark
-  for (let offset = Math.max(0, end - keys); offset < end; offset++) {
-    expect(values.get(offset)).toBe(`v${offset}`)
-  }
-}
-
-function logNames(broker: DiskBroker): Promise<string[]> {
-  return broker.fs
-    .list(`${DATA}/orders-0`)
-    .then((names) => names.filter((name) => /\.log(\.tmp)?$|\.swap$/.test(name)).sort())
-}
 
 describe('compaction on the disk', () => {
   it('makes one segment of small neighbours, up to the size of a segment', async () => {
@@ -385,84 +328,7 @@ describe('damage', () => {
   })
 })
 
-describe('a fault at any operation of a compaction', () => {
-  const replay = process.env['FAULT']?.split(':')
-
-  it.each(['EIO', 'ENOSPC', 'EDQUOT', 'EMFILE', 'EROFS'] as const)(
-    'costs nothing: %s',
-    async (code) => {
-      if (replay !== undefined && replay[0] !== code) return
-      const base = await aBroker({ segmentBytes: 250 })
-      await fill(base.log, 40)
-      await base.checkpoint()
-      let stops = 0
-      let nth = Number(replay?.[1] ?? 1)
-      for (; ; nth++) {
-        try {
-          const outcome = await runWithFault(base, code, nth)
-          if (outcome === 'not reached') break
-          if (outcome === 'stopped') stops++
-        } catch (error) {
-          throw new Error(`replay with FAULT=${code}:${nth}: ${String(error)}`, { cause: error })
-        }
-      }
-      expect(nth).toBeGreaterThan(60)
-      // Only a flush that others rely on stops the broker.
-      expect(stops).toBeLessThan(nth / 2)
-    },
-  )
-
-  async function runWithFault(
-    base: DiskBroker,
-    code: SystemCode,
-    nth: number,
-  ): Promise<'not reached' | 'stopped' | 'went on'> {
-    const broker = new DiskBroker({ fs: base.fs.kill(), config: base.config })
-    await broker.start()
-    const before = broker.fs.operations
-    broker.fs.failNext({ nth }, code)
-    const outcome = await over(
-      broker,
-      broker.log.compact().then(
-        () => 'done',
-        (error: unknown) => (error as { code: string }).code,
-      ),
-    )
-    const wasReached = broker.fs.operations - before >= nth
-    broker.fs.clearFaults()
-    if (outcome !== 'done') expect(outcome).toMatch(/STORAGE|READ_ONLY|TOO_MANY|FLUSH_FAILED/)
-    await settle()
-    // What is on the disk now is good for a start, however it ends.
-    for (const fs of [broker.fs.kill(), broker.fs.crash(new SeededRandom(nth))]) {
-      const after = new DiskBroker({ fs, config: base.config })
-      await after.start()
-      await expectLatest(after.log)
-      await compact(after)
-      await expectLatest(after.log)
-      await after.store.close()
-      expect(fs.openFiles).toBe(0)
-    }
-    const failed = { is: false }
-    const watch = broker.store.failed.then(() => (failed.is = true))
-    await broker.clock.advance(1000)
-    if (failed.is) {
-      await watch
-      await broker.store.close()
-      expect(broker.fs.openFiles).toBe(0)
-      return 'stopped'
-    }
-    // It goes on, and the next round does what this one could not.
-    await expectLatest(broker.log)
-    await compact(broker)
-    await expectLatest(broker.log)
-    expect((await logNames(broker)).filter((name) => !name.endsWith('.log'))).toEqual([])
-    expect((await broker.log.stats()).damaged).toEqual([])
-    await fill(broker.log, 5)
-    await broker.store.close()
-    expect(broker.fs.openFiles).toBe(0)
-    return wasReached ? 'went on' : 'not reached'
-  }
-
+describe('a flush that fails in a compaction', () => {
   it('does not stop the broker when it is the flush of a file that nothing refers to yet', async () => {
     const broker = await aBroker()
     await fill(broker.log, 60)
