@@ -232,6 +232,8 @@ export class OffsetCommitter {
       if (this.#isRepeated(owned, error)) {
         again.add(owned)
         owned.wanted = Math.max(owned.wanted ?? 0, offset)
+        // After a seek back it lies below the last one that was taken, which must not make it count as done.
+        owned.mayGoBack ||= !isAhead(owned, offset)
       }
       const isHeard = this.#carried.some((waiter) => waiter.partitions.has(owned))
       if (!isHeard && !hasMovedOn(error)) reported.add(error)

@@ -713,6 +713,8 @@ export class Membership<V, K> implements SessionOwner, FetchOwner<V, K> {
     patience.abort()
     if (!isLate) return
     this.#hasGivenUp = true
+    // A rebalance that waits for the same would not come to its end either.
+    for (const owned of this.all()) owned.letGo()
     this.#connection.logger?.warn(
       `group ${this.group} is left although a record is still being worked on after ${handWaitMs} ms: it is not committed, and will be delivered again. ` +
         'Inside a loop over a consumer use `break` rather than `await close()`',

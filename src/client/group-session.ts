@@ -116,6 +116,11 @@ export interface SessionConnection {
 
 interface PendingCommit {
   readonly offsets: readonly SessionCommit[]
+  /**
+   * Of the moment when it was made. Repeated with a newer one it might be taken for a partition that has been somebody else's meanwhile, and turn back what
+   * that one has committed.
+   */
+  readonly memberEpoch: number
   readonly resolve: (failures: readonly SessionCommitFailure[]) => void
   readonly reject: (error: MillraceError) => void
 }
@@ -221,7 +226,7 @@ export class GroupSession {
     }
     if (offsets.length === 0) return Promise.resolve([])
     return new Promise((resolve, reject) => {
-      this.#unsent.push({ offsets, resolve, reject })
+      this.#unsent.push({ offsets, memberEpoch: this.#memberEpoch, resolve, reject })
       if (this.#state === 'joined') this.#sendCommits()
     })
   }
@@ -455,7 +460,7 @@ export class GroupSession {
       const correlationId = ++this.#lastCorrelationId
       this.#sent.set(correlationId, pending)
       const offsets = pending.offsets.map((item) => ({ ...item }))
-      this.#write({ commit: { correlationId, memberEpoch: this.#memberEpoch, offsets } })
+      this.#write({ commit: { correlationId, memberEpoch: pending.memberEpoch, offsets } })
     }
   }
 
@@ -687,7 +692,10 @@ export class GroupSession {
   }
 }
 
-/** One commit for several: the newest offset of each partition; each of them learns what concerns it. */
+/**
+ * One commit for several: the newest offset of each partition; each of them learns what concerns it. Under the oldest of their epochs: what came to the member
+ * after that is refused with STALE_MEMBER_EPOCH, and may be committed anew.
+ */
 function mergeCommits(waiting: readonly PendingCommit[]): PendingCommit {
   const newest = new Map<string, SessionCommit>()
   for (const { offsets } of waiting) {
@@ -695,6 +703,7 @@ function mergeCommits(waiting: readonly PendingCommit[]): PendingCommit {
   }
   return {
     offsets: [...newest.values()],
+    memberEpoch: Math.min(...waiting.map(({ memberEpoch }) => memberEpoch)),
     resolve(failures) {
       for (const { offsets, resolve } of waiting) {
         const concerns = ({ topic, partition }: SessionCommitFailure): boolean =>

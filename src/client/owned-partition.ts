@@ -46,6 +46,7 @@ export class OwnedPartition<V, K> {
   hasOpenBatch = false
   highWatermark: number
   #inHand = 0
+  #isLetGo = false
   #waiters: (() => void)[] = []
   readonly #controllers: Set<AbortController> = new Set()
   #abortReason: MillraceError | undefined
@@ -110,13 +111,19 @@ export class OwnedPartition<V, K> {
     if (this.#inHand === 0) this.#wake()
   }
 
-  /** Resolves when nothing of it is being worked on, or when it is lost. */
+  /** Resolves when nothing of it is being worked on, or when it is lost or {@link letGo}. */
   async whenIdle(): Promise<void> {
-    while (this.#inHand > 0 && this.state !== 'gone') {
+    while (this.#inHand > 0 && this.state !== 'gone' && !this.#isLetGo) {
       await new Promise<void>((resolve) => {
         this.#waiters.push(resolve)
       })
     }
+  }
+
+  /** What is in hand takes too long: nobody waits for it any more. It is not finished, and so not committed. */
+  letGo(): void {
+    this.#isLetGo = true
+    this.#wake()
   }
 
   /** Nobody waits for what is in hand any more. */

@@ -426,11 +426,17 @@ export class PartitionFetcher<V, K> {
   #openIdle(): void {
     if (!this.#isOpened || this.#isStopped || this.#isOpening || this.#idle.size === 0) return
     this.#isOpening = true
-    this.#openByLeader()
-      .finally(() => {
-        this.#isOpening = false
-      })
-      .catch((error: unknown) => this.#owner.failed(toMillraceError(error)))
+    this.#openAll().catch((error: unknown) => this.#owner.failed(toMillraceError(error)))
+  }
+
+  async #openAll(): Promise<void> {
+    try {
+      await this.#openByLeader()
+    } finally {
+      this.#isOpening = false
+    }
+    // What became idle between the last look and here found us still opening.
+    this.#openIdle()
   }
 
   async #openByLeader(): Promise<void> {

@@ -202,8 +202,9 @@ export class JoinSession {
         },
       )
       if (this.#closed || this.#failure !== undefined) {
-        // The stream went while the coordinator was at it.
-        session.detach()
+        // The stream went while the coordinator was at it. A new member has not been told its id, so it can never come back: nobody should wait for it.
+        if (session.resumed) session.detach()
+        else await this.#leave(session)
         return
       }
       this.#session = session

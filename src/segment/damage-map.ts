@@ -48,6 +48,11 @@ export class DamageMap {
     )
   }
 
+  /** Forgets what has been noted of a segment: another file has taken its place, and nothing in that is damaged. */
+  dropSegment(segmentBase: Offset): void {
+    this.#ranges = this.#ranges.filter((range) => range.segmentBase !== segmentBase)
+  }
+
   /** Forgets what lies below the log start. */
   dropBelow(offset: Offset): void {
     this.#ranges = this.#ranges.filter((range) => range.end > offset)

@@ -702,6 +702,27 @@ describe('closing', () => {
     expect(session.committed.size).toBe(0)
   })
 
+  it('can be asked for inside the loop while the very partition is to be given up', async () => {
+    await fill(20)
+    const clock = new FakeClock()
+    connection.close()
+    connection = await open(clock)
+    const consumer = create()
+    const records = consumer[Symbol.asyncIterator]()
+    const first = records.next()
+    session.assign(0)
+    await first
+    events.length = 0
+    session.assign()
+    await settle()
+    const closed = consumer.close()
+    await clock.advance(10_000)
+    await eventually(() => events).toEqual(['revoked 0', 'confirm 2', 'leave', 'close', 'gone'])
+    await closed
+    expect((await records.next()).done).toBe(true)
+    expect(session.committed.size).toBe(0)
+  })
+
   it('ends everything at once when it is given up', async () => {
     await fill(20)
     const consumer = create()

@@ -506,7 +506,7 @@ describe('committing', () => {
     second.joined('m-1', { epoch: 4, resumed: true })
 
     expect(second.sent('commit').map(({ memberEpoch, offsets }) => [memberEpoch, offsets])).toEqual(
-      [[4, [aCommit(0, 9), aCommit(1, 4)]]],
+      [[2, [aCommit(0, 9), aCommit(1, 4)]]],
     )
     second.answerCommit(0, [{ partition: 1, code: 'PARTITION_NOT_OWNED' }])
     const answers = await Promise.all([...before, during])
@@ -515,6 +515,27 @@ describe('committing', () => {
       [1],
       [1],
     ])
+  })
+
+  it('repeats a commit under the epoch in which it was made, so that it is refused where another owner came between', async () => {
+    const harness = new SessionHarness()
+    await harness.join([0])
+    const before = harness.session.commit([aCommit(0, 5)])
+    harness.stream.break()
+    const second = await harness.reopened()
+    second.joined('m-1', { epoch: 9, resumed: true })
+    second.assign(1, [0, 1], 9)
+    const after = harness.session.commit([aCommit(1, 4)])
+    expect(second.sent('commit').map(({ memberEpoch, offsets }) => [memberEpoch, offsets])).toEqual(
+      [
+        [2, [aCommit(0, 5)]],
+        [9, [aCommit(1, 4)]],
+      ],
+    )
+    second.answerCommit(0, [{ partition: 0, code: 'STALE_MEMBER_EPOCH' }])
+    second.answerCommit(1)
+    expect((await before).map(({ error }) => error.code)).toEqual(['STALE_MEMBER_EPOCH'])
+    expect(await after).toEqual([])
   })
 
   it('keeps a lone unanswered commit as it was through several breaks', async () => {

@@ -97,6 +97,23 @@ describe('a partition fetcher', () => {
     expect([...seen.values()]).toEqual([numbers(8), numbers(8), numbers(8)])
   })
 
+  it('misses no partition that comes in the moment in which calls have just been opened', async () => {
+    await fill(0, 4)
+    await fill(1, 4)
+    const leader = connection.leader.bind(connection)
+    let isSecondAdded = false
+    connection.leader = (brokerId) => {
+      if (!isSecondAdded) queueMicrotask(() => add(1))
+      isSecondAdded = true
+      return leader(brokerId)
+    }
+    fetcher.open()
+    add(0)
+    const seen = new Map<number, number[]>()
+    await eventually(() => drain(seen).get(0)).toHaveLength(4)
+    await eventually(() => drain(seen).get(1)).toHaveLength(4)
+  })
+
   it('misses nothing when so many come one by one that calls are put together', async () => {
     for (let partition = 0; partition < 12; partition++) await fill(partition, 4)
     fetcher.open()

@@ -79,8 +79,7 @@ class Scene {
         this.join()
         break
       case 'leave':
-        // One that has come so far that it would rather leave than die of the signal.
-        if (victim?.events()[0]?.type !== 'started') return
+        if (victim?.hasStarted !== true) return
         victim.leave()
         break
       case 'kill':
@@ -231,6 +230,7 @@ class Scene {
       await scheduler.wait(POLL_MS)
     }
     const remaining = this.#in('running')
+    await until(() => remaining.every(({ hasStarted }) => hasStarted))
     for (const member of remaining) member.leave()
     const leaving = this.members.filter(({ killedMs }) => killedMs === Infinity)
     const codes = await Promise.all(leaving.map((member) => member.ended))

@@ -405,13 +405,16 @@ describe('the end of a session', () => {
     expect(await session.reason()).toBe('OK')
   })
 
-  it('of a stream that broke while the coordinator was at the join keeps the member', async () => {
+  it.each([
+    ['puts out a new member, which cannot come back without its id', '', 'leave'],
+    ['keeps one that has come back', 'm7', 'detach'],
+  ])('of a stream that broke while the coordinator was at the join %s', async (_, memberId, call) => {
     const groups = new FakeGroups()
     let admit = (): void => undefined
     groups.joining = new Promise((resolve) => (admit = resolve))
     const { client, server } = await startGroupsServer(groups)
     const session = new JoinStream(client)
-    session.say(JOIN)
+    session.say({ join: { ...JOIN.join, memberId } })
     await until(() => server.activeCalls === 1)
     await client.call('ListGroups', {})
     session.duplex.cancel()
@@ -419,7 +422,7 @@ describe('the end of a session', () => {
     admit()
     await until(() => groups.sessions.length === 1)
     await until(() => groups.session.calls.length > 0)
-    expect(groups.session.calls).toEqual(['detach'])
+    expect(groups.session.calls).toEqual([call])
   })
 
   it('by a subscription that cannot be understood names it', async () => {

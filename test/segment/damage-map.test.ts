@@ -58,4 +58,13 @@ describe('the map of damage', () => {
     expect(map.find(toOffset(26))).toBeDefined()
     expect(() => map.add(aRange(3, 3))).toThrow(/not empty/)
   })
+
+  it('forgets a segment whose file has been replaced', () => {
+    const map = new DamageMap()
+    map.add(aRange(5, 10, 0))
+    map.add(aRange(15, 18, 12))
+    map.dropSegment(toOffset(0))
+    expect(map.ranges.map((range) => range.start)).toEqual([15])
+    expect(map.findLastEndingAtOrBelow(toOffset(0), toOffset(11))).toBeUndefined()
+  })
 })

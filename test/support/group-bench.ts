@@ -13,6 +13,7 @@ import type {
 import { Topics } from '../../src/topic/topics.ts'
 import { aBatch } from './batches.ts'
 import { FakeClock } from './fake-clock.ts'
+import { FaultyStore } from './faulty-store.ts'
 
 /** A coordinator over memory, on a fake clock. */
 export class GroupBench {
@@ -20,6 +21,7 @@ export class GroupBench {
   readonly random: SeededRandom
   readonly #options: Partial<GroupOptions>
   store: MemoryStore
+  #faults: FaultyStore | undefined
   /** What these say is not heard any more. */
   readonly dead: Set<GroupCoordinator> = new Set()
   #topics: Topics | undefined
@@ -29,6 +31,12 @@ export class GroupBench {
     this.random = new SeededRandom(seed)
     this.#options = { partitions: 2, ...options }
     this.store = new MemoryStore({ clock: this.clock, random: this.random })
+  }
+
+  /** Where a test says what goes wrong; since the last start. */
+  get faults(): FaultyStore {
+    if (this.#faults === undefined) throw new Error('the bench has not been started')
+    return this.#faults
   }
 
   get topics(): Topics {
@@ -50,8 +58,9 @@ export class GroupBench {
   }
 
   async #open(): Promise<void> {
-    const { clock, random, store } = this
-    this.#topics = await Topics.open({ store, clock, random })
+    const { clock, random } = this
+    this.#faults = new FaultyStore(this.store)
+    this.#topics = await Topics.open({ store: this.#faults, clock, random })
     this.#groups = await GroupCoordinator.open({
       topics: this.#topics,
       clock,

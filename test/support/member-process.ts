@@ -97,6 +97,11 @@ export class MemberProcess {
     return this.#state
   }
 
+  /** It has come so far that a SIGTERM makes it leave, rather than die of it. */
+  get hasStarted(): boolean {
+    return this.events()[0]?.type === 'started'
+  }
+
   kill(): void {
     this.killedMs = monotonicMs()
     this.#state = 'killed'

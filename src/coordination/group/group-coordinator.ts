@@ -5,10 +5,11 @@ import { MIB } from '../../common/units.ts'
 import type { Random } from '../../common/random.ts'
 import type { Topics } from '../../topic/topics.ts'
 import { murmur2 } from '../../wire/murmur2.ts'
+import { TurnGate } from '../turn-gate.ts'
 import type { OffsetEvent } from './group-events.ts'
 import { DEFAULT_GROUP_OPTIONS, type GroupOptions } from './group-options.ts'
 import { describe, listCommitted, stateOf, summarize } from './group-report.ts'
-import { type GroupLogger, GroupShard, type LiveGroup } from './group-shard.ts'
+import { type GroupLogger, GroupShard, type LiveGroup, WHOLE_TURN } from './group-shard.ts'
 import type {
   CommitFailure,
   CommittedOffset,
@@ -42,10 +43,14 @@ export interface GroupCoordinatorOptions {
 export const GROUPS_TOPIC = '__groups'
 export const OFFSETS_TOPIC = '__offsets'
 
-/** Small segments: only what has been rolled can be compacted. */
+/**
+ * Small segments: only what has been rolled can be compacted. Large records: a member that names 10 000 topics of the longest names, or owns partitions of
+ * 20 000 topics, takes more than the 1 MiB of other topics, and one that did not fit would end the use of its shard, for every group in it.
+ */
 const STATE_TOPIC_CONFIG: Readonly<Record<string, string>> = {
   'cleanup.policy': 'compact',
   'segment.bytes': String(16 * MIB),
+  'max.message.bytes': String(8 * MIB),
 }
 
 const SILENT: GroupLogger = {
@@ -109,6 +114,7 @@ export class GroupCoordinator implements Groups {
       STATE_TOPIC_CONFIG,
     )
     if (this.#closing !== undefined) throw new BrokerError('CLOSED', 'the broker is stopping')
+    const gate = new TurnGate(this.#clock, WHOLE_TURN)
     const shards = groups.partitions.map((groupsPartition, index) => {
       const offsetsPartition = offsets.partitions[index]
       if (offsetsPartition === undefined) {
@@ -123,6 +129,7 @@ export class GroupCoordinator implements Groups {
         view: this.#view,
         groupsPartition,
         offsetsPartition,
+        gate,
       })
     })
     await Promise.all(shards.map((shard) => shard.load()))

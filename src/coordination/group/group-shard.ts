@@ -5,7 +5,7 @@ import { newUuid, type Random } from '../../common/random.ts'
 import type { Partition } from '../../topic/partition.ts'
 import type { Topics } from '../../topic/topics.ts'
 import { StateLog } from '../state-log.ts'
-import { TurnGate } from '../turn-gate.ts'
+import type { TurnGate } from '../turn-gate.ts'
 import { ASSIGNORS } from './assignor.ts'
 import {
   decodeGroupEvent,
@@ -30,6 +30,7 @@ import type {
 } from './group-types.ts'
 import { checkJoin, checkSubscription, isSameSubscription } from './join-check.ts'
 import { MemberStream } from './member-stream.ts'
+import { countPartitions } from './partition-set.ts'
 import { checkCommit } from './offset-check.ts'
 import { StreamGroup } from './stream-group.ts'
 import type { TopicView } from './topic-view.ts'
@@ -50,6 +51,8 @@ export interface ShardOptions {
   /** Of `__groups` and `__offsets`: the same number of both. */
   readonly groupsPartition: Partition
   readonly offsetsPartition: Partition
+  /** What comes by hundreds at once goes through it. All shards have one, since they share an event loop. Of {@link WHOLE_TURN}. */
+  readonly gate: TurnGate
 }
 
 /** What is known of a member beside its record, and forgotten when the broker stops. */
@@ -89,7 +92,7 @@ const RETRY_LOAD_MS = 1000
  */
 const MESSAGE_COST = 30
 const JOIN_COST = 70
-const WHOLE_TURN = 3000
+export const WHOLE_TURN = 3000
 /** Members whose confirmations are dealt with in one turn: with ten partitions each, most of a thousand others get something. */
 const MOST_RELEASES = 200
 const MOST_TAKEN_OVER = 1000
@@ -108,12 +111,11 @@ export class GroupShard {
   #loading: Promise<void> | undefined
   #cancelRetry: CancelTimer | undefined
   #isClosed = false
-  /** What comes by hundreds at once goes through it. */
   readonly #gate: TurnGate
 
   constructor(options: ShardOptions) {
     this.#env = options
-    this.#gate = new TurnGate(options.clock, WHOLE_TURN)
+    this.#gate = options.gate
     this.#groupLog = this.#newLog(options.groupsPartition)
     this.#offsetLog = this.#newLog(options.offsetsPartition)
   }
@@ -131,6 +133,9 @@ export class GroupShard {
   async #load(): Promise<void> {
     const { clock, logger, groupsPartition, offsetsPartition } = this.#env
     const startMs = clock.monotonicMs()
+    // Of the two logs one may still be at work, and what it adds is part of the state too.
+    await Promise.allSettled([this.#groupLog.settled(), this.#offsetLog.settled()])
+    if (this.#isClosed) return
     this.#groupLog = this.#newLog(groupsPartition)
     this.#offsetLog = this.#newLog(offsetsPartition)
     this.groups.clear()
@@ -186,7 +191,16 @@ export class GroupShard {
     for (const [memberId, member] of state.members) {
       this.#appear(live, memberId, member.host)
     }
-    if (state.members.size > 0) this.#markDirty(live, false)
+    if (state.members.size > 0) {
+      this.#markDirty(live, false)
+      return
+    }
+    // The last member went, and the record that says when did not reach the log, or is damaged: its offsets have their whole time from now on.
+    if (state.isRecorded && state.record.emptySinceMs === undefined) {
+      const emptySinceMs = this.#env.clock.wallMs()
+      // #broke hears of a failure.
+      void this.#write(live, [state.decideRecord({ emptySinceMs })])
+    }
   }
 
   #newLog(partition: Partition): StateLog {
@@ -486,6 +500,9 @@ export class GroupShard {
     if (member === undefined || this.#failure !== undefined) {
       throw this.#failure ?? goneError(live.state.id, presence.memberId, live)
     }
+    if (this.groups.get(live.state.id) !== live) {
+      throw new BrokerError('LOADING', 'the groups have been loaded again meanwhile')
+    }
     const stream = new MemberStream(listener)
     presence.stream = stream
     this.#see(presence)
@@ -599,6 +616,9 @@ export class GroupShard {
     const member = live.state.members.get(memberId)
     if (member === undefined) return
     presence.stream = undefined
+    // A static member's place is kept for its session timeout: it has nothing to give up any more.
+    presence.cancelRevocation?.()
+    presence.cancelRevocation = undefined
     this.#env.logger.info({ group: live.state.id, memberId }, 'member left')
     if (member.instanceId !== '') {
       await this.#write(live, live.state.decideStepDown(memberId))
@@ -738,8 +758,13 @@ export class GroupShard {
     const { clock, options } = this.#env
     const delayMs = live.computedMs + options.rebalanceIntervalMs - clock.monotonicMs()
     live.cancelCompute = clock.schedule(Math.max(0, delayMs), () => {
-      live.cancelCompute = undefined
-      if (this.#failure === undefined) this.#computeTargets(live)
+      // A new topic concerns all groups at once.
+      this.#gate.enter(costOfTargets(live.state), () => {
+        live.cancelCompute = undefined
+        // What was loaded again since is another object: this one knows nothing of what has been decided on that.
+        if (this.#failure !== undefined || this.groups.get(live.state.id) !== live) return
+        this.#computeTargets(live)
+      })
     })
   }
 
@@ -988,6 +1013,13 @@ function listOffsetDeletions(state: StreamGroup): OffsetEvent[] {
     }
   }
   return events
+}
+
+/** What a new target assignment costs, in partitions of one that is sent. */
+function costOfTargets(state: StreamGroup): number {
+  let cost = MESSAGE_COST
+  for (const { target } of state.members.values()) cost += 1 + countPartitions(target)
+  return cost
 }
 
 /** What it costs to send, in partitions. */

@@ -324,16 +324,16 @@ export class StreamGroup {
   decideTargets(inputs: AssignmentInputs, assignor: Assignor, isForced: boolean): GroupEvent[] {
     const active = [...this.members].filter(([, member]) => member.standing !== 'fenced')
     if (active.length === 0) return []
-    const targets = assignor({
-      partitionCounts: inputs.partitionCounts,
-      members: active.map(([memberId, member]) => ({
-        memberId,
-        instanceId: member.instanceId === '' ? undefined : member.instanceId,
-        rack: member.rack === '' ? undefined : member.rack,
-        topics: inputs.resolve(member.subscription),
-        target: member.target,
-      })),
-    })
+    const members = active.map(([memberId, member]) => ({
+      memberId,
+      instanceId: member.instanceId === '' ? undefined : member.instanceId,
+      rack: member.rack === '' ? undefined : member.rack,
+      topics: inputs.resolve(member.subscription),
+      target: member.target,
+    }))
+    const subscribed = new Set(members.map(({ topics }) => topics))
+    const partitionCounts = pickCounts(inputs.partitionCounts, subscribed)
+    const targets = assignor({ partitionCounts, members })
     const epoch = this.epoch + 1
     const events: GroupEvent[] = []
     // Whoever has left in good order gives up at once what it is no longer to have, before anybody gets it.
@@ -397,6 +397,22 @@ export class StreamGroup {
   #member(memberId: string, record: MemberRecord): GroupEvent {
     return { type: 'member', group: this.id, memberId, record }
   }
+}
+
+/** Of the topics that anybody subscribes to: a small group must not cost what all topics of the broker cost, a thousand of them least of all. */
+function pickCounts(
+  all: ReadonlyMap<string, number>,
+  subscribed: ReadonlySet<ReadonlySet<string>>,
+): ReadonlyMap<string, number> {
+  const picked = new Map<string, number>()
+  for (const topics of subscribed) {
+    if (picked.size === all.size) return all
+    for (const topicId of topics) {
+      const count = all.get(topicId)
+      if (count !== undefined) picked.set(topicId, count)
+    }
+  }
+  return picked
 }
 
 /** A member has what it is meant to have, and nothing beyond. */

@@ -50,6 +50,12 @@ const RECORDS_PER_STEP = 512
 /** Offsets of a segment, relative to its base, fit in 31 bits. */
 const MOST_OFFSETS_PER_SEGMENT: number = 2 ** 31 - 1
 
+/** Where old segments are dropped, too, only those are merged that are of the same stretch of that time: nothing stays longer by more than this. */
+const RETENTION_STRETCHES = 8
+
+/** What compaction leaves free on the disk, whatever it could gain: commits and the catalog must have room while it writes (CONTRACT §2.3). */
+const RESERVED_BYTES: number = 64 * MIB
+
 /** What compaction asks of the log whose segments it works on. */
 export interface CompactionHost {
   readonly env: DiskEnvironment
@@ -81,6 +87,8 @@ interface Candidate {
   readonly endOffset: Offset
   readonly sizeBytes: number
   isUnreadable: boolean
+  /** Kept from others, until its place has been taken. */
+  isClaimed: boolean
 }
 
 /** A swap that is past its point of no return, and has not been finished. */
@@ -115,12 +123,10 @@ export class DiskCompaction {
     let totalBytes = 0
     let dirtyBytes = 0
     let firstDirty: SealedSegment | undefined
-    for (const segment of segments.sealed) {
+    const { sealed } = segments
+    for (const [i, segment] of sealed.entries()) {
       if (segment.deleteAtMs !== undefined) continue
-      const endOffset = segments.endOf(
-        segments.sealed.indexOf(segment),
-        this.#host.active.baseOffset,
-      )
+      const endOffset = sealed[i + 1]?.baseOffset ?? this.#host.active.baseOffset
       const facts = segment.facts ?? (await this.#host.loadFacts(segment, endOffset))
       if (this.#isYoung(facts.maxTimestampMs, nowMs)) break
       totalBytes += facts.sizeBytes
@@ -238,7 +244,7 @@ export class DiskCompaction {
       }
       return done.report
     } finally {
-      for (const { segment } of candidates) this.#host.sealer.release(segment.baseOffset)
+      for (const candidate of candidates) release(this.#host, candidate)
     }
   }
 
@@ -285,10 +291,13 @@ export class DiskCompaction {
         }
         if (this.#isYoung(segment.facts.maxTimestampMs, nowMs)) break
         const { sizeBytes } = segment.facts
-        candidates.push({ segment, endOffset, sizeBytes, isUnreadable: false })
+        candidates.push({ segment, endOffset, sizeBytes, isUnreadable: false, isClaimed: false })
       }
       if (waitFor === undefined) {
-        for (const { segment } of candidates) sealer.claim(segment.baseOffset)
+        for (const candidate of candidates) {
+          sealer.claim(candidate.segment.baseOffset)
+          candidate.isClaimed = true
+        }
         return candidates
       }
       await pacer.waiting(waitFor)
@@ -321,13 +330,20 @@ export class DiskCompaction {
   ): Promise<T> {
     const { segments, active } = this.#host
     const endOffset = segments.endOf(segments.sealed.indexOf(segment), active.baseOffset)
-    return await withWalk(this.#host, { segment, endOffset, sizeBytes, isUnreadable: false }, work)
+    return await withWalk(this.#host, { segment, endOffset, sizeBytes }, work)
   }
+}
+
+/** Once: by the end of a round somebody else may have claimed what has been released early. */
+function release(host: CompactionHost, candidate: Candidate): void {
+  if (!candidate.isClaimed) return
+  candidate.isClaimed = false
+  host.sealer.release(candidate.segment.baseOffset)
 }
 
 async function withWalk<T>(
   host: CompactionHost,
-  { segment, sizeBytes, endOffset }: Candidate,
+  { segment, sizeBytes, endOffset }: Pick<Candidate, 'segment' | 'sizeBytes' | 'endOffset'>,
   work: (walk: SegmentWalk) => Promise<T>,
 ): Promise<T> {
   const { env, epochs } = host
@@ -473,7 +489,10 @@ class CompactionRound {
   async #addKeys(candidate: Candidate, from: Offset, map: OffsetMap): Promise<Offset | undefined> {
     let fullAt: Offset | undefined
     await this.#eachBatch(candidate, async (walk) => {
-      if (walk.batchEnd > from) fullAt = await this.#addBatch(walk, from, map)
+      if (walk.batchEnd <= from) return true
+      fullAt = await this.#addBatch(walk, from, map)
+      // Between batches, if it gets anywhere that way: all tombstones of a batch share the time at which they may go.
+      if (fullAt !== undefined && walk.offset > from) fullAt = walk.offset
       return fullAt === undefined
     })
     return fullAt
@@ -587,6 +606,7 @@ class CompactionRound {
         if (group.writer === undefined) break
         const { sizeBytes } = group.writer
         if (!this.#mayGrow(sizeBytes, covered[first] ?? part, covered[i])) break
+        if (!(await this.#hasRoom(covered[i]?.sizeBytes ?? 0))) break
       }
       if (group.parts.length > 1 || group.isChanged) {
         await this.#commit(group)
@@ -604,7 +624,7 @@ class CompactionRound {
   /** Whether `next` fits behind `sizeBytes` of what began with `first`, however little it loses. */
   #mayGrow(sizeBytes: number, first: Candidate, next: Candidate | undefined): boolean {
     const { segmentBytes, indexBytes, indexIntervalBytes } = this.#host.config
-    if (next === undefined || next.isUnreadable) return false
+    if (next === undefined || next.isUnreadable || !this.#areOfOneAge(first, next)) return false
     const total = sizeBytes + next.sizeBytes
     return (
       total <= segmentBytes &&
@@ -613,8 +633,35 @@ class CompactionRound {
     )
   }
 
+  /**
+   * Whether retention by time may treat the two as one. A segment goes when its newest record is too old, so one that is merged with each
+   * newer one would never go. By fixed stretches of time, not by the distance, which would let a segment grow from neighbour to neighbour.
+   */
+  #areOfOneAge(first: Candidate, next: Candidate): boolean {
+    const { retentionMs } = this.#host.config
+    if (retentionMs === Infinity) return true
+    const stretchMs = Math.max(1, retentionMs / RETENTION_STRETCHES)
+    const [a, b] = [first, next].map(({ segment }) =>
+      Math.floor((segment.facts?.maxTimestampMs ?? -1) / stretchMs),
+    )
+    return a === b
+  }
+
+  async #hasRoom(bytes: number): Promise<boolean> {
+    const { env, directory } = this.#host
+    const { freeBytes } = await env.fs.space(directory)
+    return freeBytes >= bytes + RESERVED_BYTES
+  }
+
   async #openWriter(group: Group, part: Candidate): Promise<SegmentWriter> {
     const { env, directory, config } = this.#host
+    if (!(await this.#hasRoom(part.sizeBytes))) {
+      throw new BrokerError(
+        'STORAGE_FULL',
+        `a segment of ${part.sizeBytes} bytes cannot be compacted: it needs as much free space, and ${RESERVED_BYTES} bytes beside it`,
+        { actual: part.sizeBytes },
+      )
+    }
     const { baseOffset } = part.segment
     const path = `${directory}/${segmentFileName(baseOffset, 'log')}.tmp`
     const opening = SegmentWriter.create(env.fs, path, baseOffset, config.indexIntervalBytes)
@@ -625,7 +672,7 @@ class CompactionRound {
 
   /** False when the segment cannot be read whole. */
   async #cleanSegment(part: Candidate, group: Group, filter: BatchFilter): Promise<boolean> {
-    return await this.#eachBatch(part, async (walk) => {
+    const isWhole = await this.#eachBatch(part, async (walk) => {
       filter.begin(walk.bytes, walk.at)
       while (!filter.step(RECORDS_PER_STEP)) await this.#pacer.turn()
       const verdict = filter.finish()
@@ -635,10 +682,13 @@ class CompactionRound {
         // An empty batch that could go is no reason to write a segment anew.
         if (!group.isChanged) return true
         await this.#copyBefore(part, walk.position, await this.#openWriter(group, part))
+        // What could be read a moment ago cannot be any more: nothing may be missing in what takes its place.
+        if (part.isUnreadable) return false
       }
       await this.#put(group, walk, verdict, filter)
       return true
     })
+    return isWhole && !part.isUnreadable
   }
 
   /** What lies before the first batch that changes. */
@@ -726,6 +776,6 @@ class CompactionRound {
       ...writer.facts,
       logCrc: writer.logCrc,
     })
-    for (const base of bases) sealer.release(base)
+    for (const part of parts) release(this.#host, part)
   }
 }

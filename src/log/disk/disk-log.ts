@@ -375,6 +375,8 @@ export class DiskLog implements PartitionLog {
     } catch (error) {
       if (error instanceof BrokerError) throw error
       if (await this.#isReplaced(view, error)) {
+        this.#checkOpen()
+        this.#checkInRange(from) // Deleted meanwhile: no segment answers for it.
         return await this.#readView(this.#viewOf(from), from, end, maxBytes)
       }
       this.#checkOpen() // Closed, or deleted, under the reader.
@@ -462,7 +464,8 @@ export class DiskLog implements PartitionLog {
         sealedFiles.indexes(segment.file, () =>
           this.#sealer.loadIndexes(segment, endOffset, this.#config.indexIntervalBytes),
         ),
-      isCurrent: () => generation === this.#generation,
+      // Whoever goes through segments one by one may come with one that was replaced before it had this view.
+      isCurrent: () => generation === this.#generation && !segment.file.isDropped,
       distrustIndexes: () => this.#sealLater(segment),
     }
   }
@@ -790,6 +793,8 @@ export class DiskLog implements PartitionLog {
     this.#entry = undefined
     this.#cache.hideBelow(this.#endOf(next))
     this.#scheduleDeletes()
+    // Every batch of theirs has been read whole. What a reader could not read meanwhile was so for a moment, and its positions are of the old file.
+    for (const segment of old) this.#damage.dropSegment(segment.baseOffset)
     for (const segment of old) await this.#env.sealedFiles.drop(segment.file)
   }
 

@@ -1,6 +1,10 @@
 import { describe, expect, it } from 'vitest'
-import { GroupBench } from '../../support/group-bench.ts'
+import { BrokerError } from '../../../src/common/errors.ts'
+import { DAY_MS, HOUR_MS } from '../../../src/common/units.ts'
+import { encodeGroupEvent } from '../../../src/coordination/group/group-events.ts'
+import { StateLog } from '../../../src/coordination/state-log.ts'
 import { settle } from '../../support/fake-clock.ts'
+import { aCommit, codeOf, GroupBench } from '../../support/group-bench.ts'
 
 describe('a large member', () => {
   it('may subscribe to the longest list there is, and disturbs nobody', async () => {
@@ -36,5 +40,64 @@ describe('a static member that leaves while it is giving up partitions', () => {
     const again = await bench.join({ instanceId: 'a' })
     await settle()
     expect(again.partitions).toEqual(kept)
+  })
+})
+
+describe('a shard that is loaded again because a write failed', () => {
+  it('decides nothing on what it knew before', async () => {
+    const options = { partitions: 1, rebalanceIntervalMs: 5000 }
+    const bench = await new GroupBench(options).start({ orders: 2 })
+    await bench.produce('orders', 0, 10)
+    const a = await bench.join()
+    // The subscription reaches its log; the commit does not reach the other one.
+    bench.faults.beforeAppend.set('__offsets-0', () => {
+      throw new BrokerError('STORAGE_FULL', 'no room for this one')
+    })
+    const committing = codeOf(a.session.commit(a.epoch, [aCommit('orders', 0, 1)]))
+    const subscribing = a.session.subscribe({ topics: ['orders', 'payments'], pattern: '' })
+    await Promise.all([committing, subscribing])
+    bench.faults.beforeAppend.clear()
+    expect(a.error?.code).toBe('LOADING')
+    await bench.clock.advance(1500)
+    await a.resume(bench)
+    expect(a.partitions).toEqual(['orders-0', 'orders-1'])
+    // When the next target assignment was due for the group as it was known before.
+    await bench.clock.advance(4000)
+    const { groupEpoch } = await bench.groups.describe('billing')
+    await bench.restart()
+    expect((await bench.groups.describe('billing')).groupEpoch).toBe(groupEpoch)
+  })
+})
+
+describe('a group whose record does not say since when it has been empty', () => {
+  it('keeps its offsets for their whole time from the start on', async () => {
+    const bench = await new GroupBench({ partitions: 1 }).start({ orders: 1 })
+    await bench.produce('orders', 0, 10)
+    expect(
+      await bench.groups.commit('billing', { memberId: '', memberEpoch: 0 }, [
+        aCommit('orders', 0, 4),
+      ]),
+    ).toEqual([])
+    await bench.clock.advance(6 * DAY_MS)
+    // As a crash leaves it between the batch in which the last member went and the next.
+    const log = new StateLog({
+      partition: bench.topics.getPartition('__groups', 0),
+      clock: bench.clock,
+      onCorruption: 'halt',
+      onSkipped: () => undefined,
+    })
+    await log.replay(() => undefined)
+    await log.write([
+      encodeGroupEvent({
+        type: 'group',
+        group: 'billing',
+        record: { type: 'stream', epoch: 7, assignor: 'uniform', emptySinceMs: undefined },
+      }),
+    ])
+    await bench.restart()
+    await bench.clock.advance(2 * DAY_MS)
+    expect(await bench.groups.committed('billing')).toHaveLength(1)
+    await bench.clock.advance(5 * DAY_MS + HOUR_MS)
+    expect(await bench.groups.list()).toEqual([])
   })
 })
