@@ -26,7 +26,8 @@ export interface ConsumerOptions {
   readonly onLostOffset?: Position | undefined
   /**
    * `after-each` (default): what has been finished is committed at once, in the background, one commit under way at a time. `interval`: every
-   * `commitIntervalMs`. `manual`: only by `commit()`. The first two also commit when a partition moves and at the end.
+   * `commitIntervalMs`. `manual`: only by `commit()`. The first two also commit when a partition moves and at the end. With `manual`, where a partition
+   * was begun is not remembered either: until the first commit a next owner begins by `from` again, at what is the end by then if it says `end`.
    */
   readonly commit?: 'after-each' | 'interval' | 'manual' | undefined
   /** Default 5 000. */
@@ -141,7 +142,7 @@ export interface Consumer<V, K = string> extends RecordStream<V, K> {
   lag(): Promise<readonly PartitionLag[]>
   /**
    * 'assigned' before the first record of new partitions; 'revoked' before partitions move, after their records in hand have finished, with commits still allowed:
-   * both are awaited. 'lost' when the session is over and they belong to others already. Returns how to stop.
+   * both are awaited, so neither may await `close()` of this consumer, which waits for them. 'lost' when the session is over and they belong to others already. Returns how to stop.
    */
   on(event: 'assigned' | 'revoked' | 'lost', listener: PartitionsListener): () => void
   on(event: 'reset', listener: (reset: OffsetResetEvent) => void): () => void

@@ -47,7 +47,7 @@ interface Slot {
  * answered in their order. A member that does not read costs little: of heartbeats and assignments only the newest is kept until it can be sent
  * (an assignment says all that is to be owned, and confirming it confirms those before), and beyond {@link MOST_UNANSWERED} commits, or the
  * bytes that a connection may have under way, nothing more is read. However the stream ends, without `leave` the member stays, and may come
- * back until its session has expired.
+ * back until its session has expired; but for a new one whose stream went before it was told its id.
  */
 export class JoinSession {
   readonly #call: JoinCall

@@ -14,8 +14,8 @@ const LARGEST_PROGRAM = 1000
  * JavaScript's own RegExp cannot promise; and patterns come from strangers.
  *
  * Usual patterns match 10 000 names of 40 letters in 1 to 40 ms. Linear is not always little: contrived ones near the limit, such as
- * `([ab].{0,13}){6}[.-]a$`, take 0.5 ms for one name of 40 letters, so whoever matches many names does so in slices, and keeps the answers:
- * neither a pattern nor a name ever changes.
+ * `([ab].{0,13}){6}[.-]a$`, take 0.5 ms for one name of 40 letters, so whoever matches many names keeps the answers: neither a pattern nor a
+ * name ever changes.
  */
 export class TopicPattern {
   readonly text: string

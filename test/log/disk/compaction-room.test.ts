@@ -41,11 +41,12 @@ it('leaves the space that commits need on a disk that is nearly full', async () 
   const round = codeOf(broker.log.compact()).finally(() => {
     isDone = true
   })
-  const commits = (async () => {
+  const commitAll = async (): Promise<string[]> => {
     const codes = new Set<string>()
     while (!isDone) codes.add(await commit())
     return [...codes]
-  })()
+  }
+  const commits = commitAll()
   expect(await over(broker, round)).toBe('STORAGE_FULL')
   expect(await commits).toEqual(['none'])
 })
