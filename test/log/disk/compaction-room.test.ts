@@ -37,13 +37,13 @@ async function aNearlyFullDisk(
 
 it('leaves the space that commits need on a disk that is nearly full', async () => {
   const { broker, commit } = await aNearlyFullDisk(60 * KIB)
-  let isDone = false
+  const state = { isDone: false }
   const round = codeOf(broker.log.compact()).finally(() => {
-    isDone = true
+    state.isDone = true
   })
   const commitAll = async (): Promise<string[]> => {
     const codes = new Set<string>()
-    while (!isDone) codes.add(await commit())
+    while (!state.isDone) codes.add(await commit())
     return [...codes]
   }
   const commits = commitAll()
