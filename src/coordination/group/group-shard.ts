@@ -61,6 +61,7 @@ interface Presence {
   stream: MemberStream | undefined
   /** A join of it is on its way to the log. */
   isJoining: boolean
+  isToBeTold: boolean
   host: string
   lastSeenMs: number
   cancelExpiry: CancelTimer | undefined
@@ -92,6 +93,7 @@ const RETRY_LOAD_MS = 1000
  */
 const MESSAGE_COST = 30
 const JOIN_COST = 70
+const TELL_COST = 10
 export const WHOLE_TURN = 3000
 /** Members whose confirmations are dealt with in one turn: with ten partitions each, most of a thousand others get something. */
 const MOST_RELEASES = 200
@@ -319,9 +321,19 @@ export class GroupShard {
     written.catch((error: unknown) => this.#broke(error))
     for (const memberId of concerned) {
       const presence = live.presences.get(memberId)
-      if (presence !== undefined) this.#tell(live, presence, written)
+      if (presence !== undefined) this.#tellSoon(live, presence)
     }
     return written
+  }
+
+  /** In this turn, or, of a target for a thousand members, in one of the next: what is told is what holds then. */
+  #tellSoon(live: LiveGroup, presence: Presence): void {
+    if (presence.isToBeTold) return
+    presence.isToBeTold = true
+    this.#gate.enter(TELL_COST, () => {
+      presence.isToBeTold = false
+      if (this.#failure === undefined) this.#tell(live, presence)
+    })
   }
 
   async #writeOffsets(live: LiveGroup, events: readonly OffsetEvent[]): Promise<void> {
@@ -337,7 +349,7 @@ export class GroupShard {
   }
 
   /** Sends a member what it is to own now, if that is something new, once that is durable: its partitions and the offsets in it. */
-  #tell(live: LiveGroup, presence: Presence, written: Promise<void>): void {
+  #tell(live: LiveGroup, presence: Presence): void {
     const { stream } = presence
     const member = live.state.members.get(presence.memberId)
     if (stream === undefined || !stream.isOpen || member === undefined) return
@@ -351,7 +363,7 @@ export class GroupShard {
       groupEpoch: live.state.epoch,
       topics: this.#describeAssigned(live.state, next.partitions),
     }
-    void this.#deliver(presence, stream, assignment, written)
+    void this.#deliver(presence, stream, assignment)
   }
 
   /** Never rejects. */
@@ -359,10 +371,9 @@ export class GroupShard {
     presence: Presence,
     stream: MemberStream,
     assignment: MemberAssignment,
-    written: Promise<void>,
   ): Promise<void> {
     try {
-      await Promise.all([written, this.#offsetLog.settled()])
+      await Promise.all([this.#groupLog.settled(), this.#offsetLog.settled()])
     } catch (error) {
       this.#broke(error)
       return
@@ -510,7 +521,7 @@ export class GroupShard {
     this.#env.clock.schedule(0, () => {
       if (presence.stream !== stream || this.#failure !== undefined) return
       stream.isOpen = true
-      this.#tell(live, presence, this.#groupLog.settled())
+      this.#tell(live, presence)
     })
     return this.#toSession(live, presence, stream, member, resumed)
   }
@@ -644,6 +655,7 @@ export class GroupShard {
       memberId,
       stream: undefined,
       isJoining: false,
+      isToBeTold: false,
       host,
       lastSeenMs: nowMs,
       cancelExpiry: undefined,
