@@ -259,10 +259,11 @@ export class StreamGroup {
 
   /**
    * Members have given up partitions: whoever waits for them gets them. Of many at once each gainer has one record, which makes a full rebalance
-   * linear in partitions.
+   * linear in partitions. At most `mostGains` members are given something; what is left is for {@link decideGrants}.
    */
   decideReleases(
     releases: ReadonlyMap<string, (topicId: string, partition: number) => boolean>,
+    mostGains: number = Infinity,
   ): GroupEvent[] {
     const left = new Map<string, MemberRecord>()
     const freed = new Map<string, number[]>()
@@ -283,8 +284,21 @@ export class StreamGroup {
     // What is given up is given up before anybody gets it, also when whoever gives up gets something at the same time.
     return [
       ...[...left].map(([memberId, record]) => this.#member(memberId, record)),
-      ...this.#decideGains(freed, undefined, left),
+      ...this.#decideGains(freed, undefined, left, mostGains),
     ]
+  }
+
+  /** Gives what is nobody's to those in whose targets it is: to `most` members at most, so that a thousand do not take one turn. */
+  decideGrants(most: number): GroupEvent[] {
+    const events: GroupEvent[] = []
+    for (const [memberId, member] of this.members) {
+      if (events.length >= most) break
+      const gained = this.#findFree(member.target, member.owned, undefined)
+      if (gained.size === 0) continue
+      const owned = withGained(member.owned, gained, this.epoch)
+      events.push(this.#member(memberId, { ...member, owned, epoch: this.epoch }))
+    }
+    return events
   }
 
   /**
@@ -295,6 +309,7 @@ export class StreamGroup {
     freed: Iterable<[string, Iterable<number>]>,
     goneId: string | undefined,
     left: ReadonlyMap<string, MemberRecord>,
+    most = Infinity,
   ): GroupEvent[] {
     const gains = new Map<string, Map<string, number[]>>()
     for (const [topicId, partitions] of freed) {
@@ -303,7 +318,10 @@ export class StreamGroup {
         const wanter = wanters?.[partition]
         if (wanter === undefined || wanter === goneId) continue
         let topics = gains.get(wanter)
-        if (topics === undefined) gains.set(wanter, (topics = new Map<string, number[]>()))
+        if (topics === undefined) {
+          if (gains.size >= most) continue
+          gains.set(wanter, (topics = new Map<string, number[]>()))
+        }
         const some = topics.get(topicId)
         if (some === undefined) topics.set(topicId, [partition])
         else some.push(partition)

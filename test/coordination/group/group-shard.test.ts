@@ -2,9 +2,10 @@ import { describe, expect, it } from 'vitest'
 import { BrokerError } from '../../../src/common/errors.ts'
 import { DAY_MS, HOUR_MS } from '../../../src/common/units.ts'
 import { encodeGroupEvent } from '../../../src/coordination/group/group-events.ts'
+import { MOST_GAINS } from '../../../src/coordination/group/group-shard.ts'
 import { StateLog } from '../../../src/coordination/state-log.ts'
 import { settle } from '../../support/fake-clock.ts'
-import { aCommit, codeOf, GroupBench } from '../../support/group-bench.ts'
+import { aCommit, codeOf, GroupBench, type TestMember } from '../../support/group-bench.ts'
 
 describe('a large member', () => {
   it('may subscribe to the longest list there is, and disturbs nobody', async () => {
@@ -99,5 +100,20 @@ describe('a group whose record does not say since when it has been empty', () =>
     expect(await bench.groups.committed('billing')).toHaveLength(1)
     await bench.clock.advance(5 * DAY_MS + HOUR_MS)
     expect(await bench.groups.list()).toEqual([])
+  })
+})
+
+describe('a member that gives up more partitions than can be given on in one turn', () => {
+  it('leaves none of them without an owner', async () => {
+    const count = MOST_GAINS * 2 + 50
+    const bench = await new GroupBench({ partitions: 1 }).start({ orders: count })
+    const first = await bench.join()
+    const others: TestMember[] = []
+    for (let i = 1; i < count; i++) others.push(await bench.join())
+    await bench.clock.advance(3000)
+    const owned = [first, ...others].flatMap(({ partitions }) => partitions)
+    expect(owned).toHaveLength(count)
+    expect(new Set(owned).size).toBe(count)
+    expect((await bench.groups.describe('billing')).state).toBe('stable')
   })
 })
