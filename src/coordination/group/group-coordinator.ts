@@ -9,7 +9,8 @@ import { TurnGate } from '../turn-gate.ts'
 import type { OffsetEvent } from './group-events.ts'
 import { DEFAULT_GROUP_OPTIONS, type GroupOptions } from './group-options.ts'
 import { describe, listCommitted, stateOf, summarize } from './group-report.ts'
-import { type GroupLogger, GroupShard, type LiveGroup, WHOLE_TURN } from './group-shard.ts'
+import { type GroupLogger, GroupShard, WHOLE_TURN } from './group-shard.ts'
+import type { LiveGroup } from './live-group.ts'
 import type {
   CommitFailure,
   CommittedOffset,

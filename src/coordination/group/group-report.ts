@@ -5,7 +5,7 @@ import { RecordCursor } from '../../record/record-cursor.ts'
 import { forEachLimited } from '../../topic/concurrency.ts'
 import type { Partition } from '../../topic/partition.ts'
 import type { Topics } from '../../topic/topics.ts'
-import type { LiveGroup } from './group-shard.ts'
+import type { LiveGroup } from './live-group.ts'
 import type {
   CommittedOffset,
   GroupDescription,

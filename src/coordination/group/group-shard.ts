@@ -1,6 +1,6 @@
 import type { CancelTimer, Clock } from '../../common/clock.ts'
 import { BrokerError, toBrokerError } from '../../common/errors.ts'
-import { isOffset, type Offset, toOffset } from '../../common/offset.ts'
+import { type Offset, toOffset } from '../../common/offset.ts'
 import { newUuid, type Random } from '../../common/random.ts'
 import type { Partition } from '../../topic/partition.ts'
 import type { Topics } from '../../topic/topics.ts'
@@ -29,10 +29,21 @@ import type {
   SubscriptionRequest,
 } from './group-types.ts'
 import { checkJoin, checkSubscription, isSameSubscription } from './join-check.ts'
+import {
+  checkEmpty,
+  checkOwned,
+  checkType,
+  goneError,
+  listOffsetDeletions,
+  type LiveGroup,
+  nameOf,
+  newLiveGroup,
+  type Presence,
+} from './live-group.ts'
 import { MemberStream } from './member-stream.ts'
 import { countPartitions } from './partition-set.ts'
 import { checkCommit } from './offset-check.ts'
-import { StreamGroup } from './stream-group.ts'
+import type { StreamGroup } from './stream-group.ts'
 import type { TopicView } from './topic-view.ts'
 
 export interface GroupLogger {
@@ -53,39 +64,6 @@ export interface ShardOptions {
   readonly offsetsPartition: Partition
   /** What comes by hundreds at once goes through it. All shards have one, since they share an event loop. Of {@link WHOLE_TURN}. */
   readonly gate: TurnGate
-}
-
-/** What is known of a member beside its record, and forgotten when the broker stops. */
-interface Presence {
-  readonly memberId: string
-  stream: MemberStream | undefined
-  /** A join of it is on its way to the log. */
-  isJoining: boolean
-  isToBeTold: boolean
-  host: string
-  lastSeenMs: number
-  cancelExpiry: CancelTimer | undefined
-  cancelRevocation: CancelTimer | undefined
-}
-
-/** A group, and what goes on around it. */
-export interface LiveGroup {
-  readonly state: StreamGroup
-  readonly presences: Map<string, Presence>
-  /** Members, topics or partitions have come or gone since the last target. */
-  isDirty: boolean
-  /** So much that there has to be a new epoch. */
-  isForced: boolean
-  computedMs: number
-  cancelCompute: CancelTimer | undefined
-  /** What members have confirmed last, and has not been acted on. */
-  readonly confirms: Map<Presence, { readonly stream: MemberStream; readonly number: number }>
-  /** Until it fires, confirmations are gathered. */
-  cancelRelease: CancelTimer | undefined
-  /** Until it fires, some of what is free may still have to be given to somebody. */
-  cancelGrant: CancelTimer | undefined
-  /** Members whose instance id somebody else has by now; the newest ones. */
-  readonly takenOver: Set<string>
 }
 
 const RETRY_LOAD_MS = 1000
@@ -275,18 +253,7 @@ export class GroupShard {
   #liveGroup(id: string): LiveGroup {
     let live = this.groups.get(id)
     if (live === undefined) {
-      live = {
-        state: new StreamGroup(id),
-        presences: new Map(),
-        isDirty: false,
-        isForced: false,
-        computedMs: -Infinity,
-        cancelCompute: undefined,
-        confirms: new Map(),
-        cancelRelease: undefined,
-        cancelGrant: undefined,
-        takenOver: new Set(),
-      }
+      live = newLiveGroup(id)
       this.groups.set(id, live)
     }
     return live
@@ -973,81 +940,6 @@ export class GroupShard {
 
 /** What a partition without a log says, too. */
 const ZERO: Offset = toOffset(0)
-
-function nameOf(request: JoinGroupRequest): string {
-  const name = request.instanceId !== '' ? request.instanceId : request.clientId
-  return name.replace(/[^A-Za-z0-9._-]/g, '').slice(0, 60) || 'member'
-}
-
-function checkType(state: StreamGroup, wanted: GroupType): void {
-  if (state.type === wanted) return
-  throw new BrokerError(
-    'GROUP_TYPE_MISMATCH',
-    `group ${state.id} is a ${state.type} group, and stays one: use another id for a ${wanted} group`,
-    { group: state.id, type: state.type, wanted },
-  )
-}
-
-function checkEmpty(live: LiveGroup, what: string): void {
-  const { members } = live.state
-  if (members.size === 0) return
-  const [first] = live.presences.values()
-  throw new BrokerError(
-    'GROUP_NOT_EMPTY',
-    `group ${live.state.id} has ${members.size} members (one of them is ${first?.memberId ?? 'unknown'} at ${first?.host ?? 'unknown'}): ${what} once they have been stopped`,
-    { group: live.state.id, members: members.size },
-  )
-}
-
-function goneError(group: string, memberId: string, live: LiveGroup | undefined): BrokerError {
-  if (live?.takenOver.has(memberId) === true) {
-    return new BrokerError(
-      'INSTANCE_FENCED',
-      `member ${memberId} of group ${group} has been replaced: another process has its instance id`,
-      { group, memberId },
-    )
-  }
-  return new BrokerError(
-    'UNKNOWN_MEMBER',
-    `group ${group} has no member ${memberId.slice(0, 120)} (any more): join anew`,
-    { group, memberId },
-  )
-}
-
-function checkOwned(
-  group: string,
-  asked: OffsetCommitRequest,
-  topicId: string,
-  by: { readonly memberId: string; readonly memberEpoch: number; readonly member: MemberRecord },
-): void {
-  const { topic, partition } = asked
-  const { memberId, memberEpoch, member } = by
-  const since = member.owned.get(topicId)?.get(partition)
-  if (since === undefined) {
-    throw new BrokerError(
-      'PARTITION_NOT_OWNED',
-      `member ${memberId} of group ${group} does not own ${topic}-${partition}: whoever does will process what it did again`,
-      { group, memberId, topic, partition, memberEpoch },
-    )
-  }
-  if (isOffset(memberEpoch) && memberEpoch >= since && memberEpoch <= member.epoch) return
-  throw new BrokerError(
-    'STALE_MEMBER_EPOCH',
-    `member ${memberId} of group ${group} commits ${topic}-${partition} with epoch ${memberEpoch}: it has owned it from epoch ${since} to ${member.epoch}`,
-    { group, memberId, topic, partition, memberEpoch, expected: member.epoch },
-  )
-}
-
-function listOffsetDeletions(state: StreamGroup): OffsetEvent[] {
-  const events: OffsetEvent[] = []
-  for (const [topic, records] of state.offsets) {
-    for (const [partition, record] of records.entries()) {
-      if (record === undefined) continue
-      events.push({ type: 'offset-deleted', group: state.id, topic, partition })
-    }
-  }
-  return events
-}
 
 /** What a new target assignment costs, in partitions of one that is sent. */
 function costOfTargets(state: StreamGroup): number {
