@@ -36,7 +36,7 @@ export interface DiskOptions {
   readonly compactionMapBytes: number
   /**
    * Share of the event loop that compaction takes while the broker has other work. 0 to 1. What others lose is more, since a producer's pipeline runs
-   * empty while a slice of it is done: at 0.1 a saturated one on two cores kept 71 to 79 % of its throughput, at 0.05 95 % (`bench -- compact`).
+   * empty while a slice of it is done: at 0.1 a saturated one on two cores kept 71 to 79 % of its throughput, at 0.05 88 to 95 % (`bench -- compact`).
    */
   readonly compactionShare: number
 }
