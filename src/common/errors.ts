@@ -116,6 +116,24 @@ export type ErrorCode =
   | 'PARTITION_NOT_OWNED'
   | 'NOT_COORDINATOR'
   | 'COMMIT_TIMEOUT'
+  | 'INVALID_BACKOFF'
+  | 'INVALID_ACK_RANGE'
+  | 'INVALID_LEASE_TOKEN'
+  | 'INVALID_DELAY'
+  | 'DELAY_TOO_LONG'
+  | 'CONFLICTING_FIELDS'
+  | 'INVALID_CURSOR'
+  | 'INVALID_FILTER'
+  | 'LEASE_LOST'
+  | 'LEASE_LIMIT_REACHED'
+  | 'DLQ_CYCLE'
+  | 'NOT_A_DLQ'
+  | 'DLQ_UNAVAILABLE'
+  | 'REDRIVE_IN_PROGRESS'
+  | 'TASK_NOT_FOUND'
+  | 'DELAY_NOT_FOUND'
+  | 'ALREADY_FIRED'
+  | 'DEDUPE_MISMATCH'
 
 export const ERROR_TABLE: Readonly<Record<ErrorCode, ErrorRow>> = {
   INVALID_REQUEST: bad,
@@ -197,6 +215,34 @@ export const ERROR_TABLE: Readonly<Record<ErrorCode, ErrorRow>> = {
   PARTITION_NOT_OWNED: row('ABORTED', 'rejoin', false, true),
   NOT_COORDINATOR: row('UNAVAILABLE', 'refresh', true, true),
   COMMIT_TIMEOUT: row('DEADLINE_EXCEEDED', 'retry', true, false),
+  INVALID_BACKOFF: bad,
+  /** Ranges of an acknowledgement that overlap, are empty, or lie outside of what the token leases. */
+  INVALID_ACK_RANGE: bad,
+  /** Bytes that no broker has given out as a lease token. */
+  INVALID_LEASE_TOKEN: bad,
+  INVALID_DELAY: bad,
+  DELAY_TOO_LONG: bad,
+  CONFLICTING_FIELDS: bad,
+  INVALID_CURSOR: bad,
+  INVALID_FILTER: bad,
+  /** The lease has ended, or never was this worker's: what it did the next one repeats. */
+  LEASE_LOST: row('FAILED_PRECONDITION', 'none', false, true),
+  /** A lease cannot be renewed past `queue.lease.max.total.ms`. */
+  LEASE_LIMIT_REACHED: row('FAILED_PRECONDITION', 'none', false, true),
+  /** Dead letters would go round in a circle, or through more than two topics. */
+  DLQ_CYCLE: row('FAILED_PRECONDITION', 'fix', false, true),
+  /** The topic does not carry the mark `dlq=true`. */
+  NOT_A_DLQ: row('FAILED_PRECONDITION', 'fix', false, true),
+  /** So many dead letters wait to be written that nothing more is given out. */
+  DLQ_UNAVAILABLE: row('UNAVAILABLE', 'retry_after', true, true),
+  /** One redrive at a time for each topic of dead letters. */
+  REDRIVE_IN_PROGRESS: row('FAILED_PRECONDITION', 'retry_after', true, true),
+  TASK_NOT_FOUND: row('NOT_FOUND', 'fix', false, true),
+  DELAY_NOT_FOUND: row('NOT_FOUND', 'fix', false, true),
+  /** The delayed record has been appended to its topic already. */
+  ALREADY_FIRED: row('FAILED_PRECONDITION', 'none', false, true),
+  /** The dedupe id has been used for other bytes (`dedupe.verify`). */
+  DEDUPE_MISMATCH: row('FAILED_PRECONDITION', 'fix', false, true),
 }
 
 /** Facts of an error: plain values, for people and programs. Never a stack, never a path in a client's answer. */

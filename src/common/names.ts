@@ -1,6 +1,7 @@
 import { BrokerError } from './errors.ts'
 
-const LONGEST_NAME = 249
+/** Letters in the name of a topic or a group. */
+export const LONGEST_NAME = 249
 
 /**
  * Checks a topic name: 1 to 249 of [A-Za-z0-9._-], not `.` or `..`, so that no name can leave the data directory.

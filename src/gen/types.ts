@@ -73,6 +73,24 @@ export type Reason =
   | 'PARTITION_NOT_OWNED'
   | 'NOT_COORDINATOR'
   | 'COMMIT_TIMEOUT'
+  | 'INVALID_BACKOFF'
+  | 'INVALID_ACK_RANGE'
+  | 'INVALID_LEASE_TOKEN'
+  | 'INVALID_DELAY'
+  | 'DELAY_TOO_LONG'
+  | 'CONFLICTING_FIELDS'
+  | 'INVALID_CURSOR'
+  | 'INVALID_FILTER'
+  | 'LEASE_LOST'
+  | 'LEASE_LIMIT_REACHED'
+  | 'DLQ_CYCLE'
+  | 'NOT_A_DLQ'
+  | 'DLQ_UNAVAILABLE'
+  | 'REDRIVE_IN_PROGRESS'
+  | 'TASK_NOT_FOUND'
+  | 'DELAY_NOT_FOUND'
+  | 'ALREADY_FIRED'
+  | 'DEDUPE_MISMATCH'
 
 export type GroupType =
   | 'GROUP_TYPE_UNSPECIFIED'
@@ -113,6 +131,34 @@ export type StartAt =
   | 'START_AT_EARLIEST'
   | 'START_AT_LATEST'
   | 'START_AT_TIMESTAMP'
+
+export type Verdict =
+  | 'VERDICT_UNSPECIFIED'
+  | 'VERDICT_ACCEPT'
+  | 'VERDICT_RELEASE'
+  | 'VERDICT_RETRY'
+  | 'VERDICT_REJECT'
+  | 'VERDICT_RENEW'
+
+export type RecordState =
+  | 'RECORD_STATE_UNSPECIFIED'
+  | 'RECORD_STATE_UNSCANNED'
+  | 'RECORD_STATE_AVAILABLE'
+  | 'RECORD_STATE_ACQUIRED'
+  | 'RECORD_STATE_PARKED'
+  | 'RECORD_STATE_DEAD_LETTERING'
+  | 'RECORD_STATE_BLOCKED'
+  | 'RECORD_STATE_DONE'
+  | 'RECORD_STATE_DEAD'
+  | 'RECORD_STATE_GONE'
+  | 'RECORD_STATE_NOT_YET'
+
+export type RedriveState =
+  | 'REDRIVE_STATE_UNSPECIFIED'
+  | 'REDRIVE_STATE_RUNNING'
+  | 'REDRIVE_STATE_DONE'
+  | 'REDRIVE_STATE_CANCELLED'
+  | 'REDRIVE_STATE_FAILED'
 
 export const HEALTH_CHECK_RESPONSE_SERVING_STATUS_NUMBERS: { readonly [name in HealthCheckResponseServingStatus]: number } = {
   UNKNOWN: 0,
@@ -186,6 +232,24 @@ export const REASON_NUMBERS: { readonly [name in Reason]: number } = {
   PARTITION_NOT_OWNED: 61,
   NOT_COORDINATOR: 62,
   COMMIT_TIMEOUT: 63,
+  INVALID_BACKOFF: 64,
+  INVALID_ACK_RANGE: 65,
+  INVALID_LEASE_TOKEN: 66,
+  INVALID_DELAY: 67,
+  DELAY_TOO_LONG: 68,
+  CONFLICTING_FIELDS: 69,
+  INVALID_CURSOR: 70,
+  INVALID_FILTER: 71,
+  LEASE_LOST: 72,
+  LEASE_LIMIT_REACHED: 73,
+  DLQ_CYCLE: 74,
+  NOT_A_DLQ: 75,
+  DLQ_UNAVAILABLE: 76,
+  REDRIVE_IN_PROGRESS: 77,
+  TASK_NOT_FOUND: 78,
+  DELAY_NOT_FOUND: 79,
+  ALREADY_FIRED: 80,
+  DEDUPE_MISMATCH: 81,
 }
 
 export const GROUP_TYPE_NUMBERS: { readonly [name in GroupType]: number } = {
@@ -232,6 +296,37 @@ export const START_AT_NUMBERS: { readonly [name in StartAt]: number } = {
   START_AT_EARLIEST: 1,
   START_AT_LATEST: 2,
   START_AT_TIMESTAMP: 3,
+}
+
+export const VERDICT_NUMBERS: { readonly [name in Verdict]: number } = {
+  VERDICT_UNSPECIFIED: 0,
+  VERDICT_ACCEPT: 1,
+  VERDICT_RELEASE: 2,
+  VERDICT_RETRY: 3,
+  VERDICT_REJECT: 4,
+  VERDICT_RENEW: 5,
+}
+
+export const RECORD_STATE_NUMBERS: { readonly [name in RecordState]: number } = {
+  RECORD_STATE_UNSPECIFIED: 0,
+  RECORD_STATE_UNSCANNED: 1,
+  RECORD_STATE_AVAILABLE: 2,
+  RECORD_STATE_ACQUIRED: 3,
+  RECORD_STATE_PARKED: 4,
+  RECORD_STATE_DEAD_LETTERING: 5,
+  RECORD_STATE_BLOCKED: 6,
+  RECORD_STATE_DONE: 7,
+  RECORD_STATE_DEAD: 8,
+  RECORD_STATE_GONE: 9,
+  RECORD_STATE_NOT_YET: 10,
+}
+
+export const REDRIVE_STATE_NUMBERS: { readonly [name in RedriveState]: number } = {
+  REDRIVE_STATE_UNSPECIFIED: 0,
+  REDRIVE_STATE_RUNNING: 1,
+  REDRIVE_STATE_DONE: 2,
+  REDRIVE_STATE_CANCELLED: 3,
+  REDRIVE_STATE_FAILED: 4,
 }
 
 export interface HealthCheckRequest {
@@ -680,6 +775,479 @@ export interface InitProducerResponse {
   producerEpoch: number
 }
 
+export interface WorkRequest {
+  start: WorkStart | null
+  credit: WorkCredit | null
+  acks: AckList | null
+  end: WorkEnd | null
+}
+
+export interface WorkStart {
+  group: string
+  topic: string
+  memberId: string
+  clientId: string
+  leaseMs: number
+  settings: QueueSetting[]
+}
+
+export interface QueueSetting {
+  name: string
+  value: string
+}
+
+export interface WorkCredit {
+  records: number
+  bytes: number
+  replaces: boolean
+}
+
+export type WorkEnd = { [name: string]: never }
+
+export interface AckList {
+  correlationId: number
+  items: AckItem[]
+}
+
+export interface AckItem {
+  token: Buffer
+  first: number
+  end: number
+  verdict: Verdict
+  delayMs?: number
+  error: WorkError | null
+  pauseGroupMs: number
+}
+
+export interface WorkError {
+  type: string
+  message: string
+  stack: string
+}
+
+export interface WorkResponse {
+  started: WorkStarted | null
+  deliveries: WorkDelivery[]
+  results: AckResult[]
+  leasesLost: LeaseEnd[]
+  notice: WorkNotice | null
+}
+
+export interface WorkStarted {
+  memberId: string
+  leaseMs: number
+  group: string
+  resumed: boolean
+}
+
+export interface WorkDelivery {
+  token: Buffer
+  topic: string
+  partition: number
+  first: number
+  end: number
+  deliveryCount: number
+  failureCount: number
+  leaseMs: number
+  leaseExpiresMs: number
+  firstDeliveredMs: number
+  batch: Buffer
+}
+
+export interface AckResult {
+  correlationId: number
+  failures: AckFailure[]
+  dead: number[]
+}
+
+export interface AckFailure {
+  index: number
+  error: ErrorDetail | null
+}
+
+export interface LeaseEnd {
+  token: Buffer
+  error: ErrorDetail | null
+}
+
+export interface WorkNotice {
+  throttledUntilMs: number
+  windowFull: boolean
+  paused: boolean
+  dlqUnavailable: boolean
+}
+
+export interface ReceiveRequest {
+  group: string
+  topic: string
+  max: number
+  waitMs: number
+  maxBytes: number
+  leaseMs: number
+  clientId: string
+  settings: QueueSetting[]
+}
+
+export interface ReceiveResponse {
+  deliveries: WorkDelivery[]
+  notice: WorkNotice | null
+}
+
+export interface AcknowledgeRequest {
+  group: string
+  items: AckItem[]
+}
+
+export interface AcknowledgeResponse {
+  failures: AckFailure[]
+}
+
+export interface SendRequest {
+  topic: string
+  records: SendRecord[]
+}
+
+export interface SendRecord {
+  record: NewRecord | null
+  partition?: number
+  dedupeId: string
+  deliverAtMs?: number
+  delayMs?: number
+  sendId: Buffer
+}
+
+export interface SendResponse {
+  results: SendResult[]
+}
+
+export interface SendResult {
+  partition: number
+  offset?: number
+  delayId: string
+  deliverAtMs: number
+  duplicate: boolean
+  timestampMs: number
+  error: ErrorDetail | null
+}
+
+export interface DescribeQueueRequest {
+  group: string
+}
+
+export interface DescribeQueueResponse {
+  group: string
+  topics: QueueTopic[]
+  members: QueueMember[]
+  config: QueueConfigEntry[]
+  paused: boolean
+  pausedUntilMs: number
+  notice: WorkNotice | null
+  counters: QueueCounters | null
+}
+
+export interface QueueTopic {
+  topic: string
+  deadLetterTopic: string
+  partitions: QueuePartition[]
+}
+
+export interface QueuePartition {
+  topic: string
+  partition: number
+  logStartOffset: number
+  startOffset: number
+  scanOffset: number
+  highWatermark: number
+  ready: number
+  acquired: number
+  parked: number
+  deadLettering: number
+  blocked: number
+  done: number
+  runs: number
+  oldestReadyMs?: number
+  error: ErrorDetail | null
+}
+
+export interface QueueMember {
+  memberId: string
+  clientId: string
+  host: string
+  topic: string
+  acquired: number
+  credit: number
+  connected: boolean
+  sinceHeardMs: number
+}
+
+export interface QueueConfigEntry {
+  name: string
+  value: string
+  overridden: boolean
+  description: string
+  allowed: string
+}
+
+export interface QueueCounters {
+  delivered: number
+  accepted: number
+  released: number
+  retried: number
+  rejected: number
+  expired: number
+  deadLettered: number
+  dropped: number
+  lostToRetention: number
+}
+
+export interface ConfigureQueueRequest {
+  group: string
+  set: QueueSetting[]
+  clear: string[]
+  validateOnly: boolean
+}
+
+export interface ConfigureQueueResponse {
+  config: QueueConfigEntry[]
+}
+
+export interface PauseQueueRequest {
+  group: string
+  untilMs: number
+}
+
+export type PauseQueueResponse = { [name: string]: never }
+
+export interface ResumeQueueRequest {
+  group: string
+}
+
+export type ResumeQueueResponse = { [name: string]: never }
+
+export interface PeekRequest {
+  group: string
+  topic: string
+  partition?: number
+  state: RecordState
+  limit: number
+}
+
+export interface PeekResponse {
+  records: PeekedRecord[]
+}
+
+export interface PeekedRecord {
+  topic: string
+  partition: number
+  record: Record | null
+  state: ExplainResponse | null
+}
+
+export interface ExplainRequest {
+  group: string
+  topic: string
+  partition: number
+  offset: number
+}
+
+export interface ExplainResponse {
+  state: RecordState
+  reason: string
+  deliveryCount: number
+  failureCount: number
+  dueMs?: number
+  memberId: string
+  leaseExpiresMs?: number
+  blockedByOffset?: number
+  failures: FailureInfo[]
+  startOffset: number
+  scanOffset: number
+  highWatermark: number
+}
+
+export interface FailureInfo {
+  error: WorkError | null
+  atMs: number
+  memberId: string
+  kind: string
+}
+
+export interface UnblockRequest {
+  group: string
+  topic: string
+  partition: number
+  offset: number
+  skip: boolean
+}
+
+export type UnblockResponse = { [name: string]: never }
+
+export interface DeadFilter {
+  reason: string
+  errorType: string
+  firstOffset?: number
+  endOffset?: number
+  fromMs?: number
+  toMs?: number
+  headers: Header[]
+  group: string
+  topic: string
+  limit: number
+}
+
+export interface ListDeadRequest {
+  topic: string
+  group: string
+  sourceTopic: string
+  filter: DeadFilter | null
+  pageSize: number
+  pageToken: string
+  includeSettled: boolean
+}
+
+export interface ListDeadResponse {
+  letters: DeadLetter[]
+  nextPageToken: string
+  topic: string
+}
+
+export interface DeadLetter {
+  partition: number
+  offset: number
+  record: Record | null
+  group: string
+  sourceTopic: string
+  sourcePartition: number
+  sourceOffset: number
+  reason: string
+  deliveries: number
+  failures: number
+  firstFailedMs: number
+  lastFailedMs: number
+  error: WorkError | null
+  memberId: string
+  redrives: number
+  settled: boolean
+}
+
+export interface DiscardDeadRequest {
+  topic: string
+  group: string
+  sourceTopic: string
+  filter: DeadFilter | null
+  dryRun: boolean
+}
+
+export interface DiscardDeadResponse {
+  discarded: number
+}
+
+export interface StartRedriveRequest {
+  topic: string
+  group: string
+  sourceTopic: string
+  filter: DeadFilter | null
+  toTopic: string
+  maxPerSec: number
+  dryRun: boolean
+  resetAttempts?: boolean
+}
+
+export interface StartRedriveResponse {
+  task: RedriveTask | null
+  preview: RedrivePreview | null
+}
+
+export interface RedrivePreview {
+  count: number
+  bytes: number
+  firstMs: number
+  lastMs: number
+  samples: DeadLetter[]
+}
+
+export interface RedriveTask {
+  taskId: string
+  topic: string
+  toTopic: string
+  state: RedriveState
+  moved: number
+  total: number
+  startedMs: number
+  endedMs: number
+  maxPerSec: number
+  error: string
+}
+
+export interface GetRedriveRequest {
+  taskId: string
+}
+
+export type ListRedrivesRequest = { [name: string]: never }
+
+export interface ListRedrivesResponse {
+  tasks: RedriveTask[]
+}
+
+export interface CancelRedriveRequest {
+  taskId: string
+}
+
+export interface ListDelayedRequest {
+  topic: string
+  fromMs?: number
+  toMs?: number
+  pageSize: number
+  pageToken: string
+}
+
+export interface ListDelayedResponse {
+  records: DelayedRecord[]
+  nextPageToken: string
+}
+
+export interface DelayedRecord {
+  delayId: string
+  topic: string
+  partition: number
+  deliverAtMs: number
+  acceptedMs: number
+  dedupeId: string
+  record: Record | null
+}
+
+export interface CountDelayedRequest {
+  topic: string
+}
+
+export interface CountDelayedResponse {
+  count: number
+}
+
+export interface CancelDelayedRequest {
+  delayId: string
+}
+
+export type CancelDelayedResponse = { [name: string]: never }
+
+export interface UpdateDelayedRequest {
+  delayId: string
+  deliverAtMs: number
+}
+
+export interface UpdateDelayedResponse {
+  deliverAtMs: number
+}
+
+export interface FireDelayedRequest {
+  delayId: string
+}
+
+export interface FireDelayedResponse {
+  partition: number
+  offset: number
+}
+
 export interface ConfigEntry {
   name: string
   value: string
@@ -826,6 +1394,31 @@ export interface LogServiceMethods {
   Fetch: { request: FetchRequest; response: FetchResponse }
   ListOffsets: { request: ListOffsetsRequest; response: ListOffsetsResponse }
   InitProducer: { request: InitProducerRequest; response: InitProducerResponse }
+}
+
+export interface QueueServiceMethods {
+  Work: { request: WorkRequest; response: WorkResponse }
+  Receive: { request: ReceiveRequest; response: ReceiveResponse }
+  Acknowledge: { request: AcknowledgeRequest; response: AcknowledgeResponse }
+  Send: { request: SendRequest; response: SendResponse }
+  DescribeQueue: { request: DescribeQueueRequest; response: DescribeQueueResponse }
+  ConfigureQueue: { request: ConfigureQueueRequest; response: ConfigureQueueResponse }
+  PauseQueue: { request: PauseQueueRequest; response: PauseQueueResponse }
+  ResumeQueue: { request: ResumeQueueRequest; response: ResumeQueueResponse }
+  Peek: { request: PeekRequest; response: PeekResponse }
+  Explain: { request: ExplainRequest; response: ExplainResponse }
+  Unblock: { request: UnblockRequest; response: UnblockResponse }
+  ListDead: { request: ListDeadRequest; response: ListDeadResponse }
+  DiscardDead: { request: DiscardDeadRequest; response: DiscardDeadResponse }
+  StartRedrive: { request: StartRedriveRequest; response: StartRedriveResponse }
+  GetRedrive: { request: GetRedriveRequest; response: RedriveTask }
+  ListRedrives: { request: ListRedrivesRequest; response: ListRedrivesResponse }
+  CancelRedrive: { request: CancelRedriveRequest; response: RedriveTask }
+  ListDelayed: { request: ListDelayedRequest; response: ListDelayedResponse }
+  CountDelayed: { request: CountDelayedRequest; response: CountDelayedResponse }
+  CancelDelayed: { request: CancelDelayedRequest; response: CancelDelayedResponse }
+  UpdateDelayed: { request: UpdateDelayedRequest; response: UpdateDelayedResponse }
+  FireDelayed: { request: FireDelayedRequest; response: FireDelayedResponse }
 }
 
 export interface TopicServiceMethods {

@@ -23,6 +23,8 @@ export interface LogConfig {
   readonly timestampType: 'create' | 'append'
   /** What plain readers see: only what is durable, or also what is merely written. */
   readonly visibility: Isolation
+  /** Keep the newest batches in memory for readers. As it is when the log is opened: a later change comes with the next opening. */
+  readonly tailCache: boolean
   /** How long an idle producer id is remembered. */
   readonly producerExpiryMs: number
   /** Keep only the newest record of each key, below the active segment. Retention is set apart from this. */
@@ -48,6 +50,7 @@ export const DEFAULT_LOG_CONFIG: LogConfig = {
   deleteDelayMs: MINUTE_MS,
   timestampType: 'create',
   visibility: 'durable',
+  tailCache: true,
   producerExpiryMs: 7 * DAY_MS,
   compact: false,
   minCleanableRatio: 0.5,

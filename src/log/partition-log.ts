@@ -54,9 +54,9 @@ export interface PartitionLog {
 
   /**
    * Applies retention by time, bytes and records as the config says, and deletes what has been below the log start for longer than the
-   * grace. Called from time to time by the owner. Resolves to the new log start.
+   * grace. Called from time to time by the owner. Resolves to the new log start. What `hold` keeps stays; {@link advanceLogStart} is not held.
    */
-  applyRetention(): Promise<Offset>
+  applyRetention(hold?: RetentionHold): Promise<Offset>
 
   /**
    * What compaction could do now; undefined when there is nothing worth doing, or the log is not compacted. Costs next to nothing, and no
@@ -87,6 +87,14 @@ export interface PartitionLog {
 
   /** Flushes and closes. Appends and reads that come later are CLOSED. Calling it again waits for the same end. */
   close(): Promise<void>
+}
+
+/** What retention leaves alone although it is due: somebody has still to work through it. */
+export interface RetentionHold {
+  /** The segment with this offset stays, and all behind it. */
+  readonly keepFrom: Offset
+  /** But none for longer than this after it was due. Infinity: for as long as it is held. */
+  readonly maxMs: number
 }
 
 export type Isolation = 'durable' | 'written'
@@ -165,7 +173,14 @@ export interface PartitionId {
   readonly partition: number
   /** A topic made anew under an old name has a new id. A lower-case UUID. */
   readonly topicId: string
+  /**
+   * Set for a log that is kept beside the partition and goes with it: `state` is what its queue groups have decided (DESIGN §5). It is a log
+   * like any other; the store only keeps the two apart.
+   */
+  readonly companion?: Companion | undefined
 }
+
+export type Companion = 'state'
 
 /** Opens and removes the logs of one broker. Engines: disk, memory. */
 export interface LogStore {
@@ -191,6 +206,7 @@ export interface LogStore {
 export interface StartReport {
   readonly clean: boolean
   readonly incarnation: number
+  /** Companions are not counted. */
   readonly partitions: number
   readonly elapsedMs: number
   readonly scannedBytes: number

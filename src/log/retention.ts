@@ -1,5 +1,6 @@
 import type { Offset } from '../common/offset.ts'
 import type { LogConfig } from './log-config.ts'
+import type { RetentionHold } from './partition-log.ts'
 
 /** What retention must know of a segment. Segments are contiguous but for gaps that compaction left. */
 export interface SegmentFacts {
@@ -24,8 +25,33 @@ export interface SegmentFacts {
  * in the future counts as now (CONTRACT §2.3). A segment without any timestamps goes with the next one that has them.
  * By bytes and records, a segment goes while what remains without it still reaches the limit, as in Kafka: the limit says how
  * much is certainly kept, so that a limit of one segment's size never empties the log at a roll.
+ *
+ * A `hold` keeps what is due from the segment with `keepFrom` on, but not what was due `maxMs` ago already. That is told by the records'
+ * timestamps alone, so that restarts do not lengthen it: what lies in segments that were whole by then is all that was there.
  */
 export function findRetentionStart(
+  segments: readonly SegmentFacts[],
+  logStartOffset: Offset,
+  config: LogConfig,
+  nowMs: number,
+  hold?: RetentionHold,
+): Offset {
+  const due = findDueStart(segments, logStartOffset, config, nowMs)
+  if (hold === undefined || due <= hold.keepFrom) return due
+  let start = logStartOffset
+  for (const { endOffset, active } of segments) {
+    if (active || endOffset > hold.keepFrom || endOffset > due) break
+    if (endOffset > start) start = endOffset
+  }
+  const overdueMs = nowMs - hold.maxMs
+  const newer = segments.findIndex((one) => Math.min(one.maxTimestampMs, nowMs) > overdueMs)
+  const known = newer < 0 ? segments : segments.slice(0, newer)
+  const overdue = findDueStart(known, logStartOffset, config, overdueMs)
+  return overdue > start ? overdue : start
+}
+
+/** {@link findRetentionStart}, with nothing held. */
+function findDueStart(
   segments: readonly SegmentFacts[],
   logStartOffset: Offset,
   config: LogConfig,

@@ -6,18 +6,21 @@ import { type Offset, toOffset } from '../common/offset.ts'
 import type {
   AppendOptions,
   AppendResult,
+  Companion,
   CompactionNeed,
   CompactionReport,
   FetchResult,
   LogStats,
   PartitionId,
   PartitionLog,
+  RetentionHold,
   TimestampedOffset,
 } from '../log/partition-log.ts'
+import { partitionName } from '../log/partition-name.ts'
 import { isInternalTopic } from '../common/names.ts'
 import { type BatchLimits, checkKeys, validateBatch } from '../record/batch-validator.ts'
 import { AppendWaiters } from './append-waiters.ts'
-import { toLogConfig, type TopicConfig } from './topic-config.ts'
+import { respectsQueueGroups, toLogConfig, type TopicConfig } from './topic-config.ts'
 
 export interface PartitionAppendOptions extends AppendOptions {
   /** Take control batches, which clients may not send. */
@@ -30,6 +33,8 @@ export interface PartitionOptions {
   readonly clock: Clock
   /** Why appends and log start moves are refused (READ_ONLY), or undefined. */
   readonly readOnly?: string | undefined
+  /** There is a companion, so that queue groups may have work here that they have not told of yet. False by default. */
+  readonly hasCompanion?: boolean | undefined
   /** Called when an append was refused because space is low. */
   readonly onStorageFull?: (() => void) | undefined
 }
@@ -46,9 +51,12 @@ export class Partition {
   readonly topic: string
   readonly index: number
   readonly topicId: string
+  /** Set for a log that is kept beside the partition: see `Topics.openCompanion`. */
+  readonly companion: Companion | undefined
   readonly #clock: Clock
   readonly #readOnly: string | undefined
   readonly #onStorageFull: (() => void) | undefined
+  readonly #hasCompanion: boolean
   readonly #waiters = new AppendWaiters()
   #config: TopicConfig
   /** Compaction can do nothing for a record without a key. What the broker itself writes has one. */
@@ -58,6 +66,15 @@ export class Partition {
   #log: PartitionLog | undefined
   #failure: BrokerError | undefined
   #stopListening: (() => void) | undefined
+  readonly #advanceListeners = new Set<() => void>()
+  readonly #startListeners = new Set<(start: Offset) => void>()
+  /** By who asked. */
+  readonly #holds = new Map<string, Offset>()
+  /** Somebody has said whether anything is held. */
+  #isHoldKnown = false
+  /** What the listeners know. */
+  #notedEnd: Offset = START
+  #notedStart: Offset = START
   /** Deleted or closed: for good. */
   #isOver = false
 
@@ -66,9 +83,11 @@ export class Partition {
     this.topic = id.topic
     this.index = id.partition
     this.topicId = id.topicId
+    this.companion = id.companion
     this.#clock = options.clock
     this.#readOnly = options.readOnly
     this.#onStorageFull = options.onStorageFull
+    this.#hasCompanion = options.hasCompanion === true
     this.#config = options.config
     this.#wantsKeys = wantsKeys(id.topic, options.config)
     this.#clientLimits = this.#limitsFor(false)
@@ -78,13 +97,16 @@ export class Partition {
     this.#stopListening = undefined
   }
 
-  /** For messages: `orders-3`. */
+  /** For messages: `orders-3`, or `orders-3.state`. */
   get name(): string {
-    return `${this.topic}-${this.index}`
+    return partitionName(this.id)
   }
 
   get id(): PartitionId {
-    return { topic: this.topic, partition: this.index, topicId: this.topicId }
+    const { topic, index: partition, topicId, companion } = this
+    return companion === undefined
+      ? { topic, partition, topicId }
+      : { topic, partition, topicId, companion }
   }
 
   /** Why nothing works here, or undefined when it does: LOADING, UNKNOWN_TOPIC once deleted, CLOSED, or why the log would not open. */
@@ -180,6 +202,43 @@ export class Partition {
     await this.#waiters.wait(from, signal)
   }
 
+  /**
+   * Calls `listener` each time {@link visibleEnd} has risen, after the appends have been answered; from before there is a log too. It is called
+   * inside the writer's turn, so it only notes that there is something to do, and throws nothing. Returns how to stop.
+   */
+  onAdvance(listener: () => void): () => void {
+    // Wrapped, so that a function that is added twice is called twice, and stopping one leaves the other.
+    const own = (): void => listener()
+    this.#advanceListeners.add(own)
+    return () => {
+      this.#advanceListeners.delete(own)
+    }
+  }
+
+  /**
+   * Calls `listener` after the log start has moved, by retention or by {@link advanceLogStart}, with where it is now. It throws nothing.
+   * Returns how to stop.
+   */
+  onLogStart(listener: (start: Offset) => void): () => void {
+    const own = (start: Offset): void => listener(start)
+    this.#startListeners.add(own)
+    return () => {
+      this.#startListeners.delete(own)
+    }
+  }
+
+  /**
+   * Has retention keep everything from `at` on, under the name of who has still to work through it; undefined gives it up. Where several hold,
+   * the lowest counts. No segment is held for longer than `retention.hold.max.ms` after it was due; {@link advanceLogStart} is not held.
+   * Not kept on the disk: whoever holds says so again after a start. Until the first call, which may be one with undefined, everything is held
+   * where retention waits for queue groups and there may be one: in a topic of jobs, and where there is a companion.
+   */
+  holdRetention(name: string, at: Offset | undefined): void {
+    this.#isHoldKnown = true
+    if (at === undefined) this.#holds.delete(name)
+    else this.#holds.set(name, at)
+  }
+
   /** See `PartitionLog.findOffsetByTimestamp`. */
   async findOffsetByTimestamp(timestampMs: number): Promise<TimestampedOffset | undefined> {
     const log = this.#getLog()
@@ -201,6 +260,8 @@ export class Partition {
       return log.logStartOffset
     } catch (error) {
       throw this.#explain(error)
+    } finally {
+      this.#noteStart()
     }
   }
 
@@ -211,7 +272,11 @@ export class Partition {
   /** Applies retention and deletes what is past its grace. Nothing where the partition is read-only or without a log. */
   async applyRetention(): Promise<Offset> {
     if (this.#failure !== undefined || this.#readOnly !== undefined) return this.logStartOffset
-    return this.#getLog().applyRetention()
+    try {
+      return await this.#getLog().applyRetention(this.#findHold())
+    } finally {
+      this.#noteStart()
+    }
   }
 
   /** See `PartitionLog.findCompactionNeed`. Nothing where the partition is read-only or without a log. */
@@ -241,7 +306,9 @@ export class Partition {
     log.configure(toLogConfig(this.#config))
     this.#log = log
     this.#failure = undefined
-    this.#stopListening = log.onAdvance(() => this.#waiters.wake(this.visibleEnd))
+    this.#notedStart = log.logStartOffset
+    this.#stopListening = log.onAdvance(() => this.#noteEnd())
+    this.#noteEnd()
   }
 
   /** Notes why there is no log. A later {@link attach} ends that. */
@@ -257,8 +324,9 @@ export class Partition {
     this.#clientLimits = this.#limitsFor(false)
     this.#brokerLimits = this.#limitsFor(true)
     this.#log?.configure(toLogConfig(config))
-    // A wider visibility may show at once what someone waits for.
-    this.#waiters.wake(this.visibleEnd)
+    // A narrower visibility takes back what has been told; a wider one may show at once what someone waits for.
+    if (this.visibleEnd < this.#notedEnd) this.#notedEnd = this.visibleEnd
+    this.#noteEnd()
   }
 
   /** The topic has been deleted: everything from here on, and everyone who waits, gets UNKNOWN_TOPIC. The log is the store's to remove. */
@@ -280,6 +348,32 @@ export class Partition {
     this.#stopListening?.()
     this.#waiters.endAll()
     await this.#log?.close()
+  }
+
+  #noteEnd(): void {
+    const end = this.visibleEnd
+    this.#waiters.wake(end)
+    if (end <= this.#notedEnd) return
+    this.#notedEnd = end
+    for (const listener of this.#advanceListeners) listener()
+  }
+
+  /** Also when a call has failed: the log start is moved before that is made durable. */
+  #noteStart(): void {
+    const start = this.logStartOffset
+    if (start <= this.#notedStart) return
+    this.#notedStart = start
+    for (const listener of this.#startListeners) listener(start)
+  }
+
+  #findHold(): RetentionHold | undefined {
+    let lowest: Offset | undefined
+    for (const at of this.#holds.values()) if (lowest === undefined || at < lowest) lowest = at
+    const config = this.#config
+    if (!this.#isHoldKnown && respectsQueueGroups(config)) {
+      if (config.jobsEnable || this.#hasCompanion) lowest = START
+    }
+    return lowest === undefined ? undefined : { keepFrom: lowest, maxMs: config.retentionHoldMaxMs }
   }
 
   get #facts(): { topic: string; partition: number; topicId: string } {

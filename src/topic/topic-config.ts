@@ -1,14 +1,26 @@
 import { BrokerError } from '../common/errors.ts'
-import { findNearest } from '../common/names.ts'
+import { checkGroupId } from '../common/names.ts'
+import {
+  booleanSetting,
+  bytesSetting,
+  choiceSetting,
+  countSetting,
+  durationSetting,
+  formatBytesExactly,
+  ratioSetting,
+  type Setting,
+  type SettingDescription,
+  type SettingsChange,
+  SettingsTable,
+  textSetting,
+} from '../common/settings.ts'
 import {
   DAY_MS,
   formatDurationMs,
-  GIB,
   HOUR_MS,
   KIB,
   MIB,
-  parseBytes,
-  parseDurationMs,
+  MINUTE_MS,
   SECOND_MS,
   TIB,
 } from '../common/units.ts'
@@ -38,177 +50,34 @@ export interface TopicConfig {
   readonly maxFutureMs: number
   readonly compression: 'producer'
   readonly visibility: Isolation
+  /** Newest batches are kept in memory for readers. */
+  readonly tailCache: boolean
   /** What a reader gets that comes to a damaged place: an error, or what lies behind it. */
   readonly onCorruption: 'halt' | 'skip'
   readonly storage: 'local'
+  /** A job topic: what is sent to it is work for its home group (SEMANTICS §3.11). */
+  readonly jobsEnable: boolean
+  /** The home group. Empty: as the topic's name says, see `homeGroupOf`. */
+  readonly jobsGroup: string
+  /** Retention waits for queue groups. `auto`: where the topic is a job topic; see {@link respectsQueueGroups}. */
+  readonly retentionRespectQueueGroups: 'auto' | boolean
+  readonly retentionHoldMaxMs: number
+  /** 0: off. */
+  readonly dedupeWindowMs: number
+  readonly dedupeVerify: boolean
+  /** 0: nothing can be delayed. */
+  readonly delayMaxMs: number
+  /** A place for dead letters. */
+  readonly dlq: boolean
 }
 
 /** The settings that a topic has of its own; the others follow the defaults, also when those change. */
 export type TopicOverrides = Readonly<Partial<TopicConfig>>
 
 /** Settings to make a topic's own, and settings to give back to the defaults. */
-export interface TopicConfigChange {
-  readonly set: TopicOverrides
-  readonly clear: readonly (keyof TopicConfig)[]
-}
+export type TopicConfigChange = SettingsChange<TopicConfig>
 
-export interface ConfigDescription {
-  readonly name: string
-  /** As people write it; setting it again changes nothing. */
-  readonly value: string
-  readonly overridden: boolean
-  readonly description: string
-  readonly allowed: string
-}
-
-/** One row of the table. */
-interface Setting<T> {
-  /** Kafka's spelling where Kafka has the setting. */
-  readonly name: string
-  readonly default: T
-  readonly immutable: boolean
-  readonly description: string
-  readonly allowed: string
-  /** Reads what a user wrote. @throws BrokerError INVALID_CONFIG, UNSUPPORTED_FEATURE */
-  parse(text: string): T
-  /** Undefined when the value lies in the range, else what is wrong with it. */
-  findFault(value: T): string | undefined
-  /** For people, and {@link parse} reads it back exactly. */
-  format(value: T): string
-  /** For the catalog: no units, as Kafka keeps it. */
-  encode(value: T): string
-}
-
-interface NumberSpec {
-  readonly name: string
-  readonly default: number
-  readonly min: number
-  readonly max: number
-  readonly description: string
-  /** -1 switches the limit off. */
-  readonly unlimited?: boolean
-}
-
-const UNLIMITED = 'unlimited'
-
-function numberSetting(
-  spec: NumberSpec,
-  read: (text: string) => number,
-  write: (value: number) => string,
-): Setting<number> {
-  const unlimited = spec.unlimited === true
-  const range = `${write(spec.min)} to ${write(spec.max)}`
-  const allowed = unlimited ? `${range}, or -1 (${UNLIMITED})` : range
-  const shown = (value: number): string => (value === Infinity ? UNLIMITED : write(value))
-  return {
-    name: spec.name,
-    default: spec.default,
-    immutable: false,
-    description: spec.description,
-    allowed,
-    parse(text) {
-      const compact = text.trim().toLowerCase()
-      return unlimited && (compact === '-1' || compact === UNLIMITED) ? Infinity : read(compact)
-    },
-    findFault(value) {
-      if (value === Infinity && unlimited) return undefined
-      return value >= spec.min && value <= spec.max
-        ? undefined
-        : `${shown(value)} is outside ${allowed}`
-    },
-    format: shown,
-    encode: (value) => (value === Infinity ? '-1' : String(value)),
-  }
-}
-
-const BYTE_UNITS: readonly (readonly [string, number])[] = [
-  ['TiB', TIB],
-  ['GiB', GIB],
-  ['MiB', MIB],
-  ['KiB', KIB],
-]
-
-/** In the largest unit that leaves a whole number (`1536KiB`), so that it reads back exactly. */
-function formatBytesExactly(bytes: number): string {
-  for (const [name, size] of BYTE_UNITS) {
-    if (bytes >= size && bytes % size === 0) return `${bytes / size}${name}`
-  }
-  return `${bytes}B`
-}
-
-function bytesSetting(spec: NumberSpec): Setting<number> {
-  return numberSetting(spec, parseBytes, formatBytesExactly)
-}
-
-function durationSetting(spec: NumberSpec): Setting<number> {
-  return numberSetting(spec, parseDurationMs, formatDurationMs)
-}
-
-function countSetting(spec: NumberSpec): Setting<number> {
-  const read = (text: string): number => {
-    const value = /^\d+$/.test(text) ? Number(text) : Number.NaN
-    if (!Number.isSafeInteger(value)) {
-      throw new BrokerError('INVALID_CONFIG', `"${text}" is not a whole number`)
-    }
-    return value
-  }
-  return numberSetting(spec, read, String)
-}
-
-/** A share, written as Kafka writes it: `0.5`. */
-function ratioSetting(spec: NumberSpec): Setting<number> {
-  const read = (text: string): number => {
-    const value = /^(\d+(\.\d*)?|\.\d+)$/.test(text) ? Number(text) : Number.NaN
-    if (Number.isNaN(value)) {
-      throw new BrokerError('INVALID_CONFIG', `"${text}" is not a share such as 0.5`)
-    }
-    return value
-  }
-  return numberSetting(spec, read, String)
-}
-
-interface ChoiceSpec<T extends string> {
-  readonly name: string
-  readonly default: T
-  /** What users write (and what the catalog keeps), and what it stands for here. */
-  readonly choices: Readonly<Record<string, T>>
-  /** Other spellings that are understood, and never shown. */
-  readonly synonyms?: Readonly<Record<string, T>>
-  /** Known to Kafka or promised for later: refused as such, not as a typing error. */
-  readonly notYet?: readonly string[]
-  readonly immutable?: boolean
-  readonly description: string
-}
-
-function choiceSetting<T extends string>(spec: ChoiceSpec<T>): Setting<T> {
-  const choices = Object.entries(spec.choices)
-  const allowed = choices.map(([text]) => text).join(' or ')
-  const write = (value: T): string => choices.find(([, meant]) => meant === value)?.[0] ?? value
-  return {
-    name: spec.name,
-    default: spec.default,
-    immutable: spec.immutable === true,
-    description: spec.description,
-    allowed,
-    parse(text) {
-      const compact = text.replaceAll(/\s+/g, '').toLowerCase()
-      const found = choices.find(([written]) => written.toLowerCase() === compact)
-      if (found !== undefined) return found[1]
-      const synonym = spec.synonyms?.[compact]
-      if (synonym !== undefined) return synonym
-      if (spec.notYet?.includes(compact) === true) {
-        throw new BrokerError(
-          'UNSUPPORTED_FEATURE',
-          `"${text}" is not supported yet; today only ${allowed} is`,
-        )
-      }
-      throw new BrokerError('INVALID_CONFIG', `"${text}" is not one of: ${allowed}`)
-    },
-    findFault: () => undefined,
-    format: write,
-    encode: write,
-  }
-}
+export type ConfigDescription = SettingDescription
 
 const CENTURY_MS = 36_500 * DAY_MS
 
@@ -352,6 +221,12 @@ const SETTINGS: { readonly [K in keyof TopicConfig]: Setting<TopicConfig[K]> } =
     description:
       'What readers see: only what is on the disk for good, or also what a power cut may still take.',
   }),
+  tailCache: booleanSetting({
+    name: 'tail.cache',
+    default: DEFAULT_LOG_CONFIG.tailCache,
+    description:
+      'Keep the newest batches in memory for readers that follow. A change counts from the next start of the broker.',
+  }),
   onCorruption: choiceSetting<'halt' | 'skip'>({
     name: 'on.corruption',
     default: 'halt',
@@ -367,52 +242,65 @@ const SETTINGS: { readonly [K in keyof TopicConfig]: Setting<TopicConfig[K]> } =
     immutable: true,
     description: 'Where the records live. Fixed when the topic is made.',
   }),
+  jobsEnable: booleanSetting({
+    name: 'jobs.enable',
+    default: false,
+    description:
+      'A topic of jobs: queue groups start at its first record, retry, keep dead letters, and retention waits for them.',
+  }),
+  jobsGroup: textSetting({
+    name: 'jobs.group',
+    default: '',
+    allowed: 'a group id, or empty (<topic>.workers)',
+    description: 'The queue group that works through a topic of jobs.',
+    read(text) {
+      if (text !== '') checkGroupId(text)
+      return text
+    },
+  }),
+  retentionRespectQueueGroups: choiceSetting<'auto' | boolean>({
+    name: 'retention.respect.queue.groups',
+    default: 'auto',
+    choices: { auto: 'auto', true: true, false: false },
+    description:
+      'Whether retention waits for what queue groups have not finished; auto does where jobs are enabled.',
+  }),
+  retentionHoldMaxMs: durationSetting({
+    name: 'retention.hold.max.ms',
+    default: 7 * DAY_MS,
+    min: 0,
+    max: 3650 * DAY_MS,
+    description: 'How long after they were due retention waits for records, at most.',
+  }),
+  dedupeWindowMs: durationSetting({
+    name: 'dedupe.window.ms',
+    default: 5 * MINUTE_MS,
+    min: 0,
+    max: 7 * DAY_MS,
+    description: 'How long a dedupe id is remembered; 0 switches that off.',
+  }),
+  dedupeVerify: booleanSetting({
+    name: 'dedupe.verify',
+    default: false,
+    description: 'Refuse a dedupe id that comes again with another payload.',
+  }),
+  delayMaxMs: durationSetting({
+    name: 'delay.max.ms',
+    default: 400 * DAY_MS,
+    min: 0,
+    max: 400 * DAY_MS,
+    description: 'How far ahead a record may be sent for later.',
+  }),
+  dlq: booleanSetting({
+    name: 'dlq',
+    default: false,
+    description: 'A place for dead letters: queue groups may be told to put theirs here.',
+  }),
 }
 
-/** In the order of the table, which is the order of every description. */
-const KEYS = Object.keys(SETTINGS) as (keyof TopicConfig)[] // The table's type lists exactly these.
-
-const KEY_OF: ReadonlyMap<string, keyof TopicConfig> = new Map(
-  KEYS.map((key) => [SETTINGS[key].name, key]),
-)
-
-/** Far above any value that means something. Keeps errors, which repeat the text, short. */
-const LONGEST_VALUE = 64
-
-/** The row of a key that only a loop knows: its value type is the union of all. */
-function settingOf(key: keyof TopicConfig): Setting<TopicConfig[keyof TopicConfig]> {
-  // The compiler takes methods' parameters either way, so this is sound only because every caller gives a row its own values.
-  return SETTINGS[key]
-}
-
-function getKey(name: string): keyof TopicConfig {
-  const key = KEY_OF.get(name)
-  if (key !== undefined) return key
-  const shown = name.length > LONGEST_VALUE ? `${name.slice(0, LONGEST_VALUE)}…` : name
-  const nearest = name.length > LONGEST_VALUE ? [] : findNearest(name, KEY_OF.keys())
-  const hint = nearest.length === 0 ? '' : `; did you mean ${nearest.join(' or ')}?`
-  throw new BrokerError(
-    'INVALID_CONFIG',
-    `${JSON.stringify(shown)} is not a setting of a topic${hint}`,
-    { field: shown, nearest },
-  )
-}
-
-function parseValue(key: keyof TopicConfig, text: string): TopicConfig[keyof TopicConfig] {
-  const setting = settingOf(key)
-  const details = { field: setting.name, allowed: setting.allowed }
-  if (text.length > LONGEST_VALUE) {
-    const message = `${setting.name}: the value is ${text.length} letters long`
-    throw new BrokerError('INVALID_CONFIG', message, details)
-  }
-  try {
-    return setting.parse(text)
-  } catch (error) {
-    if (!(error instanceof BrokerError)) throw error
-    const facts = { ...details, actual: text }
-    throw new BrokerError(error.code, `${setting.name}: ${error.message}`, facts, error)
-  }
-}
+const TABLE: SettingsTable<TopicConfig> = new SettingsTable('a topic', SETTINGS, {
+  jobs: 'jobsEnable',
+})
 
 /**
  * Reads settings as users write them, by their dotted names and with units (`1GiB`, `7d`).
@@ -420,22 +308,7 @@ function parseValue(key: keyof TopicConfig, text: string): TopicConfig[keyof Top
  *   UNSUPPORTED_FEATURE for a value that is promised for later
  */
 export function parseOverrides(config: Readonly<Record<string, string>>): TopicOverrides {
-  const overrides: Partial<Record<keyof TopicConfig, unknown>> = {}
-  for (const [name, text] of Object.entries(config)) {
-    const key = getKey(name)
-    const value = parseValue(key, text)
-    const setting = settingOf(key)
-    const fault = setting.findFault(value)
-    if (fault !== undefined) {
-      throw new BrokerError('INVALID_CONFIG', `${name}: ${fault}`, {
-        field: name,
-        actual: text,
-        allowed: setting.allowed,
-      })
-    }
-    overrides[key] = value
-  }
-  return Object.freeze(overrides as TopicOverrides) // Each value came from the row of its key.
+  return TABLE.parse(config)
 }
 
 /**
@@ -446,14 +319,7 @@ export function parseChange(
   set: Readonly<Record<string, string>>,
   clear: readonly string[],
 ): TopicConfigChange {
-  const keys = [...new Set(clear.map(getKey))]
-  for (const name of clear) {
-    if (Object.hasOwn(set, name)) {
-      const message = `${name} is to be set and to be cleared: ask for one of them`
-      throw new BrokerError('INVALID_CONFIG', message, { field: name })
-    }
-  }
-  return { set: parseOverrides(set), clear: keys }
+  return TABLE.parseChange(set, clear)
 }
 
 /**
@@ -461,27 +327,12 @@ export function parseChange(
  * @throws BrokerError IMMUTABLE_CONFIG
  */
 export function applyChange(overrides: TopicOverrides, change: TopicConfigChange): TopicOverrides {
-  const after: Partial<Record<keyof TopicConfig, unknown>> = { ...overrides, ...change.set }
-  for (const key of change.clear) delete after[key]
-  for (const key of KEYS) {
-    const setting = settingOf(key)
-    if (!setting.immutable) continue
-    const present = overrides[key] ?? setting.default
-    if ((after[key] ?? setting.default) === present) continue
-    throw new BrokerError(
-      'IMMUTABLE_CONFIG',
-      `${setting.name} was fixed at ${setting.format(present)} when the topic was made`,
-      { field: setting.name, actual: setting.format(present) },
-    )
-  }
-  return Object.freeze(after as TopicOverrides) // Values of two valid sets, each under its own key.
+  return TABLE.apply(overrides, change)
 }
 
 /** Everything set: the overrides, and the defaults for the rest. */
 export function resolveConfig(overrides: TopicOverrides): TopicConfig {
-  const config: Partial<Record<keyof TopicConfig, unknown>> = {}
-  for (const key of KEYS) config[key] = overrides[key] ?? SETTINGS[key].default
-  return Object.freeze(config as unknown as TopicConfig) // One value per row, from that row.
+  return TABLE.resolve(overrides)
 }
 
 /**
@@ -515,17 +366,12 @@ export function checkConfig(config: TopicConfig): void {
 
 /** The names of the settings in which the two differ. */
 export function findDifferences(a: TopicConfig, b: TopicConfig): string[] {
-  return KEYS.filter((key) => a[key] !== b[key]).map((key) => SETTINGS[key].name)
+  return TABLE.findDifferences(a, b)
 }
 
 /** For the catalog: dotted names, bare numbers. */
 export function encodeOverrides(overrides: TopicOverrides): Record<string, string> {
-  const encoded: Record<string, string> = {}
-  for (const key of KEYS) {
-    const value = overrides[key]
-    if (value !== undefined) encoded[SETTINGS[key].name] = settingOf(key).encode(value)
-  }
-  return encoded
+  return TABLE.encode(overrides)
 }
 
 /**
@@ -537,14 +383,7 @@ export function decodeOverrides(encoded: Readonly<Record<string, string>>): {
   overrides: TopicOverrides
   unknown: readonly string[]
 } {
-  const overrides: Partial<Record<keyof TopicConfig, unknown>> = {}
-  const unknown: string[] = []
-  for (const [name, text] of Object.entries(encoded)) {
-    const key = KEY_OF.get(name)
-    if (key === undefined) unknown.push(name)
-    else overrides[key] = parseValue(key, text)
-  }
-  return { overrides: Object.freeze(overrides as TopicOverrides), unknown } // As in parseOverrides.
+  return TABLE.decode(encoded)
 }
 
 /** The part of a topic's settings that its logs need. */
@@ -562,6 +401,7 @@ export function toLogConfig(config: TopicConfig): LogConfig {
     deleteDelayMs: config.deleteDelayMs,
     timestampType: config.timestampType,
     visibility: config.visibility,
+    tailCache: config.tailCache,
     producerExpiryMs: DEFAULT_LOG_CONFIG.producerExpiryMs,
     compact: config.cleanupPolicy !== 'delete',
     minCleanableRatio: config.minCleanableRatio,
@@ -571,17 +411,13 @@ export function toLogConfig(config: TopicConfig): LogConfig {
   }
 }
 
+/** True when retention waits for the queue groups of the topic. */
+export function respectsQueueGroups(config: TopicConfig): boolean {
+  const { retentionRespectQueueGroups: chosen, jobsEnable } = config
+  return chosen === 'auto' ? jobsEnable : chosen
+}
+
 /** Every setting with its present value, in the order of the table. */
 export function describeConfig(overrides: TopicOverrides): readonly ConfigDescription[] {
-  return KEYS.map((key) => {
-    const setting = settingOf(key)
-    const value = overrides[key]
-    return {
-      name: setting.name,
-      value: setting.format(value ?? setting.default),
-      overridden: value !== undefined,
-      description: setting.description,
-      allowed: setting.allowed,
-    }
-  })
+  return TABLE.describe(overrides)
 }

@@ -1,5 +1,6 @@
+import { crc32c } from '../bytes/crc32c.ts'
 import type { CatalogTopic } from './catalog-events.ts'
-import { isInternalTopic } from '../common/names.ts'
+import { isInternalTopic, LONGEST_NAME } from '../common/names.ts'
 import type { Partition } from './partition.ts'
 import {
   type ConfigDescription,
@@ -68,4 +69,20 @@ export class Topic {
     this.#config = resolveConfig(this.#overrides)
     for (const partition of this.#partitions) partition.configure(this.#config)
   }
+}
+
+const HOME_SUFFIX = '.workers'
+
+/**
+ * The group that works through a topic of jobs: `jobs.group`, or `<topic>.workers`. Undefined when jobs are off. A topic's name that leaves no
+ * room for that is cut, and told from others by a checksum of it all.
+ */
+export function homeGroupOf(topic: Pick<Topic, 'name' | 'config'>): string | undefined {
+  const { jobsEnable, jobsGroup } = topic.config
+  if (!jobsEnable) return undefined
+  if (jobsGroup !== '') return jobsGroup
+  const full = `${topic.name}${HOME_SUFFIX}`
+  if (full.length <= LONGEST_NAME) return full
+  const mark = `.${crc32c(Buffer.from(topic.name)).toString(16).padStart(8, '0')}${HOME_SUFFIX}`
+  return topic.name.slice(0, LONGEST_NAME - mark.length) + mark
 }

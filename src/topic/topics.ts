@@ -7,8 +7,9 @@ import { forEachLimited, SerialQueue } from './concurrency.ts'
 import { BrokerError, toBrokerError } from '../common/errors.ts'
 import { checkTopicName, findNearest, isInternalTopic } from '../common/names.ts'
 import { newUuid, type Random } from '../common/random.ts'
-import { MINUTE_MS } from '../common/units.ts'
+import { MIB, MINUTE_MS } from '../common/units.ts'
 import type { LogStore, PartitionId } from '../log/partition-log.ts'
+import { partitionName } from '../log/partition-name.ts'
 import { Partition } from './partition.ts'
 import { Topic } from './topic.ts'
 import {
@@ -22,6 +23,7 @@ import {
   parseChange,
   parseOverrides,
   resolveConfig,
+  type TopicConfig,
   toLogConfig,
 } from './topic-config.ts'
 
@@ -88,6 +90,22 @@ const REMEMBERED_MISSES = 64
 /** The epoch is above this bit in {@link Topics.mapVersion}; below is room for that many changes of the catalog. */
 const MAP_VERSIONS_PER_EPOCH = 2 ** 32
 
+/**
+ * Nothing of a companion goes by age or size: its owner moves the log start when newer records say all. Small segments, so that the bytes go
+ * soon after; the owner alone reads it, so that nobody is in them.
+ */
+const COMPANION_CONFIG: TopicConfig = resolveConfig({
+  cleanupPolicy: 'delete',
+  retentionMs: Infinity,
+  retentionBytes: Infinity,
+  retentionRecords: Infinity,
+  deleteDelayMs: 0,
+  segmentBytes: 16 * MIB,
+  maxMessageBytes: 8 * MIB,
+  maxFutureMs: Infinity,
+  visibility: 'durable',
+})
+
 const SILENT: TopicLogger = {
   info: () => undefined,
   warn: () => undefined,
@@ -114,6 +132,10 @@ export class Topics {
   readonly #strangers = new Map<string, PartitionId>()
   /** Directories of deleted topics whose removal failed. */
   readonly #leftovers = new Map<string, readonly PartitionId[]>()
+  /** Companions that are open or being opened, each by the partition that it is beside. */
+  readonly #companions = new Map<Partition, Promise<Partition>>()
+  /** Companions that are in the data directory, or may be. By the name of the partition's directory. */
+  readonly #presentCompanions = new Map<string, PartitionId>()
   readonly #timers = new Map<Partition, CancelTimer>()
   readonly #maintained = new Set<Partition>()
   readonly #running = new Set<Promise<void>>()
@@ -195,7 +217,7 @@ export class Topics {
     return count
   }
 
-  /** Calls `listener` after topics or partitions have come or gone. Returns how to stop. */
+  /** Calls `listener` after topics or partitions have come or gone, or settings have changed. Returns how to stop. */
   onChange(listener: () => void): () => void {
     this.#listeners.add(listener)
     return () => this.#listeners.delete(listener)
@@ -245,6 +267,37 @@ export class Topics {
     return partition
   }
 
+  /**
+   * The companion log of one partition: what the broker keeps beside it, and with it, deleted when it is (DESIGN §5). Made, durably, when it is
+   * not there. The same object each time, until the topic is deleted. Neither clients nor anything that lists partitions comes to it.
+   * @throws BrokerError (as rejection) as {@link getPartition}; READ_ONLY when it would have to be made where the catalog is damaged; CLOSED;
+   *   what opening a log throws: another call tries again
+   */
+  async openCompanion(name: string, index: number): Promise<Partition> {
+    const beside = this.getPartition(name, index)
+    if (this.#closing !== undefined) {
+      throw new BrokerError('CLOSED', 'the broker is closing its topics')
+    }
+    const known = this.#companions.get(beside)
+    if (known !== undefined) return known
+    const opening = this.#openCompanion(beside)
+    this.#companions.set(beside, opening)
+    try {
+      return await opening
+    } catch (error) {
+      if (this.#companions.get(beside) === opening) this.#companions.delete(beside)
+      throw error
+    }
+  }
+
+  /** The partitions that have a companion in the data directory, opened or not: what is kept there can be read after a start. */
+  findCompanions(): readonly { readonly topic: string; readonly partition: number }[] {
+    return [...this.#presentCompanions.values()].map(({ topic, partition }) => ({
+      topic,
+      partition,
+    }))
+  }
+
   /** @throws BrokerError TOPIC_INTERNAL for topics that only the broker itself writes to */
   checkWritable(name: string): void {
     if (!isInternalTopic(name)) return
@@ -278,6 +331,22 @@ export class Topics {
     invariant(isInternalTopic(name), `${name} is an internal topic`)
     if (!this.#topics.has(name)) {
       await this.#create({ name, partitions, config, ifNotExists: true })
+    }
+    return this.get(name)
+  }
+
+  /**
+   * Makes an ordinary topic on the broker's own behalf (for dead letters) unless it is there, and answers with it as it is: settings and
+   * partitions of one that exists stay.
+   * @throws BrokerError as {@link create}
+   */
+  async ensure(
+    name: string,
+    partitions: number,
+    config: Readonly<Record<string, string>>,
+  ): Promise<Topic> {
+    if (!this.#topics.has(name)) {
+      await this.create({ name, partitions, config, ifNotExists: true })
     }
     return this.get(name)
   }
@@ -333,10 +402,9 @@ export class Topics {
         this.#unwatch(partition)
         partition.end()
       }
-      await this.#remove(
-        name,
-        topic.partitions.map((partition) => partition.id),
-      )
+      const companions = await this.#endCompanions(topic)
+      const ids = topic.partitions.map((partition) => partition.id)
+      await this.#remove(name, [...ids, ...companions])
       this.#logger.info({ topic: name, topicId: topic.id }, 'topic deleted')
       return { topicId: topic.id }
     })
@@ -403,6 +471,7 @@ export class Topics {
         await this.#catalog.commit(event)
         topic.update(this.#getEntry(name))
         this.#logger.info({ topic: name, set: request.set, clear: request.clear }, 'topic altered')
+        this.#changed()
       }
       return topic.describeConfig()
     })
@@ -418,9 +487,11 @@ export class Topics {
     await this.#changes.drain()
     await this.#cleaner.close()
     for (const partition of this.#timers.keys()) this.#unwatch(partition)
+    const companions = await settledOf(this.#companions.values())
+    for (const companion of companions) this.#unwatch(companion)
     await Promise.all(this.#running)
     const open = [...this.#topics.values()].flatMap((topic) => topic.partitions)
-    await forEachLimited(open, OPEN_AT_ONCE, (partition) => partition.close())
+    await forEachLimited([...open, ...companions], OPEN_AT_ONCE, (partition) => partition.close())
   }
 
   /** Queues a change behind those before it. What it looks at, it looks at when its turn has come. */
@@ -487,11 +558,13 @@ export class Topics {
     const { readOnly } = this
     const partitions: Partition[] = []
     for (let index = from; index < topic.entry.partitions; index++) {
+      const id: PartitionId = { topic: topic.name, partition: index, topicId: topic.id }
       const partition = new Partition({
-        id: { topic: topic.name, partition: index, topicId: topic.id },
+        id,
         config: topic.config,
         clock: this.#clock,
         readOnly,
+        hasCompanion: this.#presentCompanions.has(keyOf(id)),
         onStorageFull: () => this.#sweepWhenFull(),
       })
       partitions.push(partition)
@@ -592,6 +665,50 @@ export class Topics {
     )
   }
 
+  // ── Companions ──
+
+  async #openCompanion(beside: Partition): Promise<Partition> {
+    const id: PartitionId = { ...beside.id, companion: 'state' }
+    const { readOnly } = this
+    const companion = new Partition({
+      id,
+      config: COMPANION_CONFIG,
+      clock: this.#clock,
+      readOnly,
+      onStorageFull: () => this.#sweepWhenFull(),
+    })
+    if (readOnly !== undefined && !this.#presentCompanions.has(keyOf(beside.id))) {
+      throw new BrokerError('READ_ONLY', `${companion.name} cannot be made: ${readOnly}`, {
+        topic: id.topic,
+        partition: id.partition,
+      })
+    }
+    // From here on it may be there, whatever comes of it: a deletion looks for it.
+    this.#presentCompanions.set(keyOf(beside.id), id)
+    companion.attach(await this.store.open(id, toLogConfig(COMPANION_CONFIG)))
+    // The topic may have been deleted meanwhile: whoever does that waits for us, and ends it.
+    this.#watch([companion])
+    return companion
+  }
+
+  /** Ends the companions of a deleted topic. Resolves to what is to be removed of them. */
+  async #endCompanions(topic: Topic): Promise<readonly PartitionId[]> {
+    const ids: PartitionId[] = []
+    for (const partition of topic.partitions) {
+      const id = this.#presentCompanions.get(keyOf(partition.id))
+      if (id === undefined) continue
+      ids.push(id)
+      const opening = this.#companions.get(partition)
+      this.#companions.delete(partition)
+      this.#presentCompanions.delete(keyOf(partition.id))
+      for (const companion of await settledOf(opening === undefined ? [] : [opening])) {
+        this.#unwatch(companion)
+        companion.end()
+      }
+    }
+    return ids
+  }
+
   // ── Start-up ──
 
   async #recover(listed: readonly PartitionId[]): Promise<void> {
@@ -601,7 +718,10 @@ export class Topics {
     const deleted = new Map<string, PartitionId[]>()
     for (const id of listed) {
       const entry = state.topics.get(id.topic)
-      if (entry?.topicId === id.topicId && id.partition < entry.partitions) continue
+      if (entry?.topicId === id.topicId && id.partition < entry.partitions) {
+        if (id.companion !== undefined) this.#presentCompanions.set(besideOf(id), id)
+        continue
+      }
       if (state.deletedIds.has(id.topicId)) {
         deleted.set(id.topic, [...(deleted.get(id.topic) ?? []), id])
       } else unknown.push(id)
@@ -615,6 +735,8 @@ export class Topics {
       const facts = { reason: this.#salvageReason, topics: state.topics.size }
       this.#logger.error(facts, 'the catalog is damaged: everything is read-only')
       // Directories of deleted topics wait for a start with a whole catalog: nothing is removed on this one's word.
+      // What a companion is beside of comes first.
+      unknown.sort((a, b) => Number(a.companion !== undefined) - Number(b.companion !== undefined))
       for (const id of unknown) this.#salvage(id, entries)
     }
     await this.#openTopics(entries, new Set(listed.map(keyOf)))
@@ -660,6 +782,12 @@ export class Topics {
     const entry = entries.get(id.topic)
     if (entry !== undefined && entry.topicId !== id.topicId) {
       this.#keepStranger(id)
+      return
+    }
+    if (id.companion !== undefined) {
+      if (entry !== undefined && id.partition < entry.partitions) {
+        this.#presentCompanions.set(besideOf(id), id)
+      } else this.#keepStranger(id)
       return
     }
     const partitions = Math.max(entry?.partitions ?? 0, id.partition + 1)
@@ -738,7 +866,18 @@ export class Topics {
 }
 
 function keyOf(id: PartitionId): string {
-  return `${id.topic}-${id.partition}`
+  return partitionName(id)
+}
+
+/** {@link keyOf} of the partition that a companion is beside. */
+function besideOf({ topic, partition, topicId }: PartitionId): string {
+  return keyOf({ topic, partition, topicId })
+}
+
+/** Those that have come to something. Who asked for the others has been told why not. */
+async function settledOf<T>(promises: Iterable<Promise<T>>): Promise<readonly T[]> {
+  const results = await Promise.allSettled(promises)
+  return results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []))
 }
 
 function checkPartitionCount(count: number): void {

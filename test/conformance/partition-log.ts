@@ -14,6 +14,7 @@ import type {
   LogStore,
   PartitionId,
   PartitionLog,
+  RetentionHold,
 } from '../../src/log/partition-log.ts'
 import { attributesAt, isCrcValid, readLeaderEpoch } from '../../src/record/batch-header.ts'
 import { aBatch, batchesOf, recordsOf } from '../support/batches.ts'
@@ -815,6 +816,144 @@ export function describePartitionLog(name: string, makeHarness: () => Promise<Lo
         const start = await finish(log.applyRetention())
         const result = await finish(log.read(start, 1))
         expect(batchesOf(result.chunks)[0]?.baseOffset).toBe(start)
+      })
+    })
+
+    describe('retention that is held', () => {
+      const daysAgo = (days: number): number => harness.clock.wallMs() - days * DAY_MS
+      const hold = (keepFrom: number, days = Infinity): RetentionHold => ({
+        keepFrom: toOffset(keepFrom),
+        maxMs: days * DAY_MS,
+      })
+
+      /** Two batches of ten records to a segment; 40 records are due by time, of them 20 for two days and 20 for one. */
+      async function useDue(config: Partial<LogConfig> = {}): Promise<void> {
+        const size = aBatch({ records: 10 }).length
+        await use({ segmentBytes: 2 * size, retentionMs: 7 * DAY_MS, ...config })
+        await appendTens(2, { timestampMs: daysAgo(9) })
+        await appendTens(2, { timestampMs: daysAgo(8) })
+        await appendTens(4, { timestampMs: daysAgo(0) })
+      }
+
+      it('keeps the segment that is held and all behind it', async () => {
+        await useDue()
+        expect(await finish(log.applyRetention(hold(25)))).toBe(20)
+        expect(await finish(log.applyRetention(hold(39)))).toBe(20)
+        expect(await finish(log.applyRetention(hold(40)))).toBe(40)
+      })
+
+      it('keeps nothing that is not due, wherever it is held', async () => {
+        await useDue()
+        expect(await finish(log.applyRetention(hold(80)))).toBe(40)
+      })
+
+      it('keeps everything for one who has to begin at the log start', async () => {
+        await useDue()
+        expect(await finish(log.applyRetention(hold(0)))).toBe(0)
+        expect(await readRecords()).toHaveLength(80)
+      })
+
+      it('keeps nothing for longer than it may be held', async () => {
+        await useDue()
+        expect(await finish(log.applyRetention(hold(0, 2.1)))).toBe(0)
+        expect(await finish(log.applyRetention(hold(0, 1.9)))).toBe(20)
+        expect(await finish(log.applyRetention(hold(0, 0)))).toBe(40)
+      })
+
+      it('counts from when the newer records came, where a limit is by count', async () => {
+        await useDue({ retentionMs: Infinity, retentionRecords: 20 })
+        expect(await finish(log.applyRetention(hold(0, 8.1)))).toBe(0)
+        // Eight days ago 40 records were there: 20 too many.
+        expect(await finish(log.applyRetention(hold(0, 7.9)))).toBe(20)
+        expect(await finish(log.applyRetention())).toBe(60)
+      })
+
+      it('does not keep what is deleted by name', async () => {
+        await useDue()
+        await finish(log.applyRetention(hold(0)))
+        await finish(log.advanceLogStart(toOffset(30)))
+        expect(log.logStartOffset).toBe(30)
+        expect(await finish(log.applyRetention(hold(30)))).toBe(30)
+      })
+    })
+
+    describe('a companion', () => {
+      const COMPANION: PartitionId = { ...ORDERS, companion: 'state' }
+      const OTHER: PartitionId = {
+        topic: 'orders-0.state',
+        partition: 0,
+        topicId: '7c5a0c1e-3c1d-4f7a-9a64-1d2e3f405161',
+      }
+
+      async function openBeside(id: PartitionId): Promise<PartitionLog> {
+        return finish(harness.store.open(id, DEFAULT_LOG_CONFIG))
+      }
+
+      async function valuesOf(one: PartitionLog): Promise<(string | undefined)[]> {
+        const { chunks } = await finish(one.read(one.logStartOffset, 10_000))
+        return recordsOf(chunks).map(({ value }) => value)
+      }
+
+      it('is a log of its own, listed with its mark', async () => {
+        const companion = await openBeside(COMPANION)
+        await append({ values: ['data'] })
+        await finish(companion.append(aBatch({ values: ['state', 'more'] }), 'durable'))
+        expect(await valuesOf(companion)).toEqual(['state', 'more'])
+        expect(await readValues()).toEqual(['data'])
+        const listed = await finish(harness.store.list())
+        expect(listed).toHaveLength(2)
+        expect(listed).toEqual(expect.arrayContaining([ORDERS, COMPANION]))
+        expect(await openBeside(COMPANION)).toBe(companion)
+      })
+
+      it('is not a topic with a name like its folder', async () => {
+        const logs = [log, await openBeside(COMPANION), await openBeside(OTHER)]
+        logs.push(await openBeside({ ...OTHER, companion: 'state' }))
+        for (const [i, one] of logs.entries()) {
+          await finish(one.append(aBatch({ values: [`log ${i}`] }), 'durable'))
+        }
+        for (const [i, one] of logs.entries()) expect(await valuesOf(one)).toEqual([`log ${i}`])
+        expect(await finish(harness.store.list())).toHaveLength(4)
+      })
+
+      it('is there again after a start, with its own log start', async (context) => {
+        const companion = await openBeside(COMPANION)
+        await append({ values: ['data'] })
+        for (const value of ['a', 'b', 'c']) {
+          await finish(companion.append(aBatch({ values: [value] }), 'durable'))
+        }
+        await finish(companion.advanceLogStart(toOffset(2)))
+        await reopen(context)
+        expect(await valuesOf(await openBeside(COMPANION))).toEqual(['c'])
+        expect(log.logStartOffset).toBe(0)
+        expect(await readValues()).toEqual(['data'])
+      })
+
+      it('keeps what it has through starts at which nobody opens it', async (context) => {
+        const companion = await openBeside(COMPANION)
+        for (const value of ['a', 'b', 'c']) {
+          await finish(companion.append(aBatch({ values: [value] }), 'durable'))
+        }
+        await finish(companion.advanceLogStart(toOffset(1)))
+        await reopen(context)
+        await append()
+        await reopen(context)
+        expect(await finish(harness.store.list())).toContainEqual(COMPANION)
+        expect(await valuesOf(await openBeside(COMPANION))).toEqual(['b', 'c'])
+      })
+
+      it('goes without its partition, and stays without it', async () => {
+        const companion = await openBeside(COMPANION)
+        await append({ values: ['data'] })
+        await finish(companion.append(aBatch(), 'durable'))
+        await finish(harness.store.remove({ ...COMPANION, topicId: OTHER.topicId }))
+        expect(await finish(harness.store.list())).toHaveLength(2)
+        await finish(harness.store.remove(COMPANION))
+        expect(await finish(harness.store.list())).toEqual([ORDERS])
+        expect(await readValues()).toEqual(['data'])
+        expect((await openBeside(COMPANION)).highWatermark).toBe(0)
+        await finish(harness.store.remove(ORDERS))
+        expect(await finish(harness.store.list())).toEqual([COMPANION])
       })
     })
 

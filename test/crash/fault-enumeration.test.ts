@@ -19,6 +19,8 @@ const ID: PartitionId = {
   partition: 0,
   topicId: '0b0e7a52-3c1d-4f7a-9a64-1d2e3f405161',
 }
+/** A partition and its companion. */
+const IDS: readonly PartitionId[] = [ID, { ...ID, companion: 'state' }]
 
 /** What was answered, and so must be found again. */
 interface Promised {
@@ -67,9 +69,9 @@ class Life {
         options: { cacheBytes: 0, checkpointBytes: 2000 },
       })
     })
-    for (const partition of [0, 1]) {
+    for (const [partition, id] of IDS.entries()) {
       await this.attempt(async () => {
-        this.logs[partition] = await this.store?.open({ ...ID, partition }, CONFIG)
+        this.logs[partition] = await this.store?.open(id, CONFIG)
       })
     }
     await this.attempt(async () => {
@@ -156,8 +158,8 @@ class Life {
 /** Everything that was promised is there, and nothing that nobody sent. */
 async function check(fs: MemoryFileSystem, clock: FakeClock, promised: Promised): Promise<void> {
   const store = await openDiskStore({ fs, clock, options: { cacheBytes: 0 } })
-  for (const partition of [0, 1]) {
-    const log = await store.open({ ...ID, partition }, CONFIG)
+  for (const [partition, id] of IDS.entries()) {
+    const log = await store.open(id, CONFIG)
     const records = promised.records[partition] ?? new Map<number, string>()
     expect(log.logStartOffset).toBeGreaterThanOrEqual(promised.logStarts[partition] ?? 0)
     expect(log.logStartOffset).toBeLessThanOrEqual(promised.asked[partition] ?? 0)

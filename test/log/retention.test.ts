@@ -31,9 +31,15 @@ function segmentsOf(...shapes: SegmentShape[]): SegmentFacts[] {
   })
 }
 
-function find(segments: readonly SegmentFacts[], config: Partial<LogConfig>, start = 0): number {
+function find(
+  segments: readonly SegmentFacts[],
+  config: Partial<LogConfig>,
+  start = 0,
+  hold?: { keepFrom: number; maxMs: number },
+): number {
   const limits = { ...DEFAULT_LOG_CONFIG, retentionMs: Infinity, ...config }
-  return findRetentionStart(segments, toOffset(start), limits, NOW_MS)
+  const held = hold && { ...hold, keepFrom: toOffset(hold.keepFrom) }
+  return findRetentionStart(segments, toOffset(start), limits, NOW_MS, held)
 }
 
 describe('findRetentionStart', () => {
@@ -104,6 +110,86 @@ describe('findRetentionStart', () => {
     const segments = segmentsOf({ ageMs: 2000 }, {}, {}, {})
     expect(find(segments, { retentionMs: 1000, retentionRecords: 20 })).toBe(20)
     expect(find(segments, { retentionMs: 1000, retentionRecords: 100 })).toBe(10)
+  })
+
+  describe('held', () => {
+    const limits = { retentionMs: 1000 }
+    const segments = segmentsOf({ ageMs: 3000 }, { ageMs: 2000 }, { ageMs: 1500 }, {})
+
+    it('keeps the segment with the held offset, and all behind it', () => {
+      const forEver = (keepFrom: number): number =>
+        find(segments, limits, 0, { keepFrom, maxMs: Infinity })
+      expect([0, 9, 10, 19, 20, 29, 30, 99].map(forEver)).toEqual([0, 0, 10, 10, 20, 20, 30, 30])
+    })
+
+    it('gives up what has been due for longer than it may be held', () => {
+      const fromStart = (maxMs: number): number => find(segments, limits, 0, { keepFrom: 0, maxMs })
+      expect([0, 499, 500, 999, 1000, 1999, 2000].map(fromStart)).toEqual([
+        30, 30, 20, 20, 10, 10, 0,
+      ])
+    })
+
+    it('tells from the newer segments when one was due by size', () => {
+      const aged = segmentsOf({ ageMs: 900 }, { ageMs: 600 }, { ageMs: 300 }, { ageMs: 100 })
+      // The first was too much from 600 ms ago on at the latest, the second from 300, the third from 100.
+      const fromStart = (maxMs: number): number =>
+        find(aged, { retentionBytes: 100 }, 0, { keepFrom: 0, maxMs })
+      expect([0, 100, 101, 300, 301, 600, 601].map(fromStart)).toEqual([30, 30, 20, 20, 10, 10, 0])
+    })
+
+    it('takes a time in the future for now', () => {
+      const ahead = segmentsOf({ ageMs: -5000 }, { ageMs: -5000 }, { ageMs: -5000 })
+      const limit = { retentionRecords: 10 }
+      expect(find(ahead, limit, 0, { keepFrom: 0, maxMs: 1 })).toBe(0)
+      expect(find(ahead, limit, 0, { keepFrom: 0, maxMs: 0 })).toBe(20)
+    })
+
+    it('keeps what is held, and no more, for no longer than allowed', () => {
+      const shape = record({
+        records: integer({ min: 1, max: 50 }),
+        bytes: integer({ min: 1, max: 300 }),
+        ageMs: integer({ min: -100, max: 100 }),
+      })
+      const limit = constantFrom(0, 1, 50, 500, Infinity)
+      const limitsOf = record({
+        retentionMs: limit,
+        retentionBytes: limit,
+        retentionRecords: limit,
+      })
+      const maxMs = constantFrom(0, 1, 20, 80, 1000, Infinity)
+      assert(
+        property(
+          array(shape, { maxLength: 12 }),
+          limitsOf,
+          integer({ min: 0, max: 300 }),
+          maxMs,
+          maxMs,
+          (shapes, config, keepFrom, a, b) => {
+            const all = segmentsOf(...shapes)
+            const due = find(all, config)
+            const held = (from: number, most: number): number =>
+              find(all, config, 0, { keepFrom: from, maxMs: most })
+            expect(held(keepFrom, 0)).toBe(due)
+            const least = held(keepFrom, Infinity)
+            const isKept = all.some(
+              (one) => !one.active && one.endOffset > keepFrom && one.baseOffset < due,
+            )
+            expect(least).toBe(
+              isKept
+                ? Math.max(0, ...all.map((one) => one.endOffset).filter((end) => end <= keepFrom))
+                : due,
+            )
+            // The longer it may be held, and the lower the hold, the more stays.
+            expect(held(keepFrom, Math.max(a, b))).toBeLessThanOrEqual(
+              held(keepFrom, Math.min(a, b)),
+            )
+            expect(held(keepFrom, a)).toBeLessThanOrEqual(held(keepFrom + 10, a))
+            expect(held(keepFrom, a)).toBeGreaterThanOrEqual(least)
+            expect(held(keepFrom, a)).toBeLessThanOrEqual(due)
+          },
+        ),
+      )
+    })
   })
 
   it('never moves the log start back', () => {

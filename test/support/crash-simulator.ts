@@ -63,13 +63,15 @@ export interface CrashOptions {
 const TOPIC_ID = '0b0e7a52-3c1d-4f7a-9a64-1d2e3f405161'
 const PRODUCER_ID = 77
 
-function partitionId(partition: number): PartitionId {
-  return { topic: 'orders', partition, topicId: TOPIC_ID }
+/** Every second log of a history is the companion of the one before it. */
+function logId(index: number): PartitionId {
+  const id = { topic: 'orders', partition: index >> 1, topicId: TOPIC_ID }
+  return index % 2 === 0 ? id : { ...id, companion: 'state' }
 }
 
 /**
  * Runs one random history of appends (every ack level, idempotent or not, pipelined), rolls, checkpoints, log start moves, retention, clean restarts and
- * new partitions on the simulated disk, then cuts the power, or kills the process, after each of its disk operations, recovers, and checks
+ * new partitions and companions on the simulated disk, then cuts the power, or kills the process, after each of its disk operations, recovers, and checks
  * what CONTRACT §2 promises. Everything follows from `seed`.
  * @throws Error naming seed and crash point at the first violation
  */
@@ -147,7 +149,7 @@ class History {
     })
     this.#logs = []
     for (let i = 0; i < partitions; i++) {
-      this.#logs.push(await this.#store.open(partitionId(i), this.#config))
+      this.#logs.push(await this.#store.open(logId(i), this.#config))
     }
     await this.#store.ready()
   }
@@ -256,7 +258,7 @@ class History {
 
   async #addPartition(): Promise<void> {
     if (this.#logs.length > 3 || this.#store === undefined) return
-    this.#logs.push(await this.#store.open(partitionId(this.#logs.length), this.#config))
+    this.#logs.push(await this.#store.open(logId(this.#logs.length), this.#config))
   }
 
   async #restart(): Promise<void> {
@@ -296,7 +298,7 @@ class History {
     const store = await openDiskStore({ fs, clock: this.#clock })
     const logs: PartitionLog[] = []
     for (let i = 0; i < this.#logs.length; i++) {
-      logs.push(await store.open(partitionId(i), this.#config))
+      logs.push(await store.open(logId(i), this.#config))
     }
     await store.ready()
     return { store, logs }

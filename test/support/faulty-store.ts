@@ -12,6 +12,7 @@ import type {
   PartitionLog,
   StartReport,
 } from '../../src/log/partition-log.ts'
+import { partitionName } from '../../src/log/partition-name.ts'
 import type { Acks } from '../../src/common/acks.ts'
 
 /** A memory store that goes wrong where a test says so. Partitions are named as directories are: `orders-0`. */
@@ -25,6 +26,17 @@ export class FaultyStore implements LogStore {
   readonly damaged: Map<string, { start: number; end: number }> = new Map()
   /** Called before each append to these; what it throws is the answer. */
   readonly beforeAppend: Map<string, () => void> = new Map()
+  /** Has each append in its hand: it may fail it, before or after, or see its broker killed meanwhile. */
+  aroundAppend: (
+    name: string,
+    append: () => Promise<AppendResult>,
+    batch: Uint8Array,
+  ) => Promise<AppendResult> = (_name, append) => append()
+  /** Has each read in its hand. */
+  aroundRead: (name: string, read: () => Promise<FetchResult>) => Promise<FetchResult> = (
+    _name,
+    read,
+  ) => read()
   /** Called before each opening. */
   beforeOpen: (name: string) => Promise<void> = async () => undefined
   /** The most openings that were under way together. */
@@ -54,7 +66,7 @@ export class FaultyStore implements LogStore {
   }
 
   async open(id: PartitionId, config: LogConfig): Promise<PartitionLog> {
-    const name = `${id.topic}-${id.partition}`
+    const name = partitionName(id)
     this.#opening++
     this.mostOpening = Math.max(this.mostOpening, this.#opening)
     try {
@@ -69,7 +81,7 @@ export class FaultyStore implements LogStore {
   }
 
   async remove(id: PartitionId): Promise<void> {
-    const name = `${id.topic}-${id.partition}`
+    const name = partitionName(id)
     if (this.unremovable.has(name)) throw new BrokerError('STORAGE_ERROR', `${name} stays`)
     this.removed.push(name)
     await this.inner.remove(id)
@@ -109,7 +121,7 @@ class FaultyLog implements PartitionLog {
     this.#log = log
     this.findOffsetByTimestamp = (timestampMs) => log.findOffsetByTimestamp(timestampMs)
     this.advanceLogStart = (to) => log.advanceLogStart(to)
-    this.applyRetention = () => log.applyRetention()
+    this.applyRetention = (hold) => log.applyRetention(hold)
     this.findCompactionNeed = () => log.findCompactionNeed()
     this.compact = (signal) => log.compact(signal)
     this.configure = (config) => log.configure(config)
@@ -145,10 +157,15 @@ class FaultyLog implements PartitionLog {
     } catch (error) {
       return Promise.reject(error instanceof Error ? error : new Error(String(error)))
     }
-    return this.#log.append(batch, acks, options)
+    const write = (): Promise<AppendResult> => this.#log.append(batch, acks, options)
+    return this.#store.aroundAppend(this.#name, write, batch)
   }
 
-  async read(
+  read(...place: Parameters<PartitionLog['read']>): Promise<FetchResult> {
+    return this.#store.aroundRead(this.#name, () => this.#read(...place))
+  }
+
+  async #read(
     ...[from, maxBytes, isolation]: Parameters<PartitionLog['read']>
   ): Promise<FetchResult> {
     const damage = this.#store.damaged.get(this.#name)

@@ -1,4 +1,4 @@
-import type { CancelTimer, Clock } from '../../src/common/clock.ts'
+import type { Clock } from '../../src/common/clock.ts'
 import { BrokerError } from '../../src/common/errors.ts'
 import { SeededRandom } from '../../src/common/random.ts'
 import { decodeGroupEvent, type MemberRecord } from '../../src/coordination/group/group-events.ts'
@@ -18,6 +18,7 @@ import { Topics } from '../../src/topic/topics.ts'
 import { aBatch } from './batches.ts'
 import { FakeClock } from './fake-clock.ts'
 import { checkGroupHistory, type GroupEvent, type Violation } from './group-checker.ts'
+import { ProcessClock } from './process-clock.ts'
 
 /** The same for all, so that how long a partition may be without an owner is one number. */
 export const SESSION_MS = 6000
@@ -58,44 +59,6 @@ export interface SimulationResult {
   /** What was done, in order, for people. */
   readonly trace: readonly string[]
   readonly simulatedMs: number
-}
-
-/** Time as one broker process knows it: when the process is killed, nothing that it had planned happens any more. */
-class ProcessClock implements Clock {
-  readonly #clock: Clock
-  readonly #timers = new Set<CancelTimer>()
-  #isKilled = false
-
-  constructor(clock: Clock) {
-    this.#clock = clock
-  }
-
-  wallMs(): number {
-    return this.#clock.wallMs()
-  }
-
-  monotonicMs(): number {
-    return this.#clock.monotonicMs()
-  }
-
-  schedule(delayMs: number, fire: () => void): CancelTimer {
-    if (this.#isKilled) return () => undefined
-    const cancel = this.#clock.schedule(delayMs, () => {
-      this.#timers.delete(cancel)
-      fire()
-    })
-    this.#timers.add(cancel)
-    return () => {
-      this.#timers.delete(cancel)
-      cancel()
-    }
-  }
-
-  kill(): void {
-    this.#isKilled = true
-    for (const cancel of this.#timers) cancel()
-    this.#timers.clear()
-  }
 }
 
 /** One broker process. What it answers after it was killed nobody hears. */

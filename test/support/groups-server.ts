@@ -2,7 +2,7 @@ import { onTestFinished } from 'vitest'
 import { type Clock, systemClock } from '../../src/common/clock.ts'
 import { SeededRandom } from '../../src/common/random.ts'
 import type { Groups } from '../../src/coordination/group/group-types.ts'
-import { GrpcServer } from '../../src/grpc/server.ts'
+import { GrpcServer, type QueueParts } from '../../src/grpc/server.ts'
 import { MemoryStore } from '../../src/log/memory/memory-store.ts'
 import { silentLogger } from '../../src/server/logger.ts'
 import { Topics } from '../../src/topic/topics.ts'
@@ -12,7 +12,12 @@ import { RawClient } from './raw-client.ts'
 /** The gRPC port over groups that a test has in its hand. Call it inside a test. */
 export async function startGroupsServer<G extends Groups>(
   groups: G,
-  options: { clock?: Clock; maxMessageBytes?: number } = {},
+  options: {
+    clock?: Clock
+    maxMessageBytes?: number
+    queueParts?: QueueParts
+    plainTransport?: boolean
+  } = {},
 ): Promise<{ server: GrpcServer; client: RawClient; groups: G; address: string }> {
   const random = new SeededRandom(1)
   const store = new MemoryStore({ clock: systemClock, random })
@@ -23,9 +28,10 @@ export async function startGroupsServer<G extends Groups>(
     logger: silentLogger,
     identity: { version: '0', brokerId: 1, startedMs: 0 },
     maxMessageBytes: options.maxMessageBytes ?? 1 << 20,
+    plainTransport: options.plainTransport,
   })
   await server.listen('127.0.0.1', 0)
-  server.serve(topics, groups)
+  server.serve(topics, groups, options.queueParts)
   const address = `127.0.0.1:${server.address.port}`
   const client = new RawClient(address)
   onTestFinished(async () => {

@@ -5,6 +5,7 @@ import {
   GROUP_SERVICE,
   HEALTH_SERVICE,
   LOG_SERVICE,
+  QUEUE_SERVICE,
   type ServiceMethods,
   TOPIC_SERVICE,
 } from '../../src/wire/definitions.ts'
@@ -47,6 +48,7 @@ export class RawClient {
       ...CLUSTER_SERVICE,
       ...LOG_SERVICE,
       ...GROUP_SERVICE,
+      ...QUEUE_SERVICE,
     }
   }
 
@@ -61,6 +63,7 @@ export class RawClient {
     name: string,
     request: object,
     metadata: grpc.Metadata = new grpc.Metadata(),
+    options: grpc.CallOptions = {},
   ): Promise<T> {
     const { path, requestSerialize, responseDeserialize } = this.#method(name)
     return new Promise((resolve, reject) => {
@@ -70,6 +73,7 @@ export class RawClient {
         responseDeserialize,
         request,
         metadata,
+        options,
         (error, value) => (error === null ? resolve(value as T) : reject(new CallError(error))),
       )
     })

@@ -311,3 +311,163 @@ describe('Partition.advanceLogStart', () => {
     expect(await codeOf(partition.read(toOffset(4), KIB))).toBe('OFFSET_OUT_OF_RANGE')
   })
 })
+
+describe('Partition.holdRetention', () => {
+  const old = { timestampMs: BATCH_TIME_MS - HOUR_MS }
+
+  /** Four segments of one record, all due. */
+  async function aDuePartition(
+    overrides: TopicOverrides = {},
+    options: Partial<PartitionOptions> = {},
+  ): Promise<Partition> {
+    const { partition } = await aPartition(
+      { retentionMs: 1000, segmentBytes: 1, ...overrides },
+      options,
+    )
+    for (let i = 0; i < 4; i++) await partition.append(aBatch(old), 'durable')
+    return partition
+  }
+
+  it('lets retention go up to the lowest of all that hold', async () => {
+    const partition = await aDuePartition()
+    partition.holdRetention('a', toOffset(3))
+    partition.holdRetention('b', toOffset(1))
+    expect(await partition.applyRetention()).toBe(1)
+    partition.holdRetention('b', toOffset(2))
+    expect(await partition.applyRetention()).toBe(2)
+    partition.holdRetention('b', undefined)
+    expect(await partition.applyRetention()).toBe(3)
+    partition.holdRetention('a', undefined)
+    expect(await partition.applyRetention()).toBe(4)
+  })
+
+  it('ends when the setting says so, from the next check on', async () => {
+    const partition = await aDuePartition()
+    partition.holdRetention('a', toOffset(1))
+    expect(await partition.applyRetention()).toBe(1)
+    partition.configure(
+      resolveConfig({ retentionMs: 1000, segmentBytes: 1, retentionHoldMaxMs: HOUR_MS / 2 }),
+    )
+    expect(await partition.applyRetention()).toBe(4)
+  })
+
+  it('does not stop what is asked for by name', async () => {
+    const partition = await aDuePartition()
+    partition.holdRetention('a', toOffset(0))
+    expect(await partition.advanceLogStart(toOffset(3))).toBe(3)
+  })
+
+  it.each<[string, TopicOverrides, boolean, number]>([
+    ['in a topic of jobs', { jobsEnable: true }, false, 0],
+    [
+      'where it waits for queue groups and there is a companion',
+      { retentionRespectQueueGroups: true },
+      true,
+      0,
+    ],
+    ['but not without one', { retentionRespectQueueGroups: true }, false, 4],
+    [
+      'nor where retention does not wait',
+      { jobsEnable: true, retentionRespectQueueGroups: false },
+      true,
+      4,
+    ],
+    ['nor in any other topic', {}, true, 4],
+  ])('holds everything until somebody has spoken, %s', async (_, config, hasCompanion, start) => {
+    const partition = await aDuePartition(config, { hasCompanion })
+    expect(await partition.applyRetention()).toBe(start)
+    partition.holdRetention('a', undefined)
+    expect(await partition.applyRetention()).toBe(4)
+  })
+})
+
+describe('Partition.onLogStart', () => {
+  it('tells where the log start is, once for each move, whatever moved it', async () => {
+    const { partition } = await aPartition({ retentionRecords: 1, segmentBytes: 1 })
+    const starts: number[] = []
+    const stop = partition.onLogStart((start) => starts.push(start))
+    for (let i = 0; i < 5; i++) await partition.append(aBatch(), 'durable')
+    await partition.advanceLogStart(toOffset(2))
+    await partition.advanceLogStart(toOffset(1))
+    await partition.applyRetention()
+    await partition.applyRetention()
+    expect(starts).toEqual([2, 4])
+    stop()
+    await partition.advanceLogStart('end')
+    expect(starts).toEqual([2, 4])
+  })
+
+  it('says nothing of where the log start was when the partition was opened', async () => {
+    const { partition, clock, store } = await aPartition()
+    await partition.append(aBatch({ records: 3 }), 'durable')
+    await partition.advanceLogStart(toOffset(2))
+    const starts: number[] = []
+    const again = new Partition({ id: ID, config: resolveConfig({}), clock })
+    again.onLogStart((start) => starts.push(start))
+    again.attach(await store.open(ID, toLogConfig(again.config)))
+    await again.applyRetention()
+    expect(starts).toEqual([])
+    await again.advanceLogStart('end')
+    expect(starts).toEqual([3])
+  })
+})
+
+describe('Partition.onAdvance', () => {
+  it('is told before there is a log, and then with every rise of the visible end', async () => {
+    const clock = new FakeClock()
+    const store = new MemoryStore({ clock, random: new SeededRandom(1), durableDelayMs: 300 })
+    const config = resolveConfig({})
+    const log = await store.open(ID, toLogConfig(config))
+    const first = log.append(aBatch(), 'durable')
+    await clock.advance(300)
+    await first
+    const partition = new Partition({ id: ID, config, clock })
+    const ends: number[] = []
+    partition.onAdvance(() => ends.push(partition.visibleEnd))
+    expect(ends).toEqual([])
+    partition.attach(log)
+    expect(ends).toEqual([1])
+    const second = partition.append(aBatch({ records: 2 }), 'durable')
+    await settle()
+    expect(ends).toEqual([1])
+    await clock.advance(300)
+    await second
+    expect(ends).toEqual([1, 3])
+  })
+
+  it('follows the visibility of the topic, also when that changes', async () => {
+    const { partition, clock } = await aPartition({}, { durableDelayMs: 300 })
+    const ends: number[] = []
+    const stop = partition.onAdvance(() => ends.push(partition.visibleEnd))
+    const append = partition.append(aBatch(), 'durable')
+    await settle()
+    expect(ends).toEqual([])
+    partition.configure(resolveConfig({ visibility: 'written' }))
+    expect(ends).toEqual([1])
+    // What has been shown is hidden again, and comes once more.
+    partition.configure(resolveConfig({}))
+    await clock.advance(300)
+    await append
+    expect(ends).toEqual([1, 1])
+    stop()
+    const last = partition.append(aBatch(), 'durable')
+    await clock.advance(300)
+    await last
+    expect(ends).toEqual([1, 1])
+  })
+
+  it('calls each of many listeners, also when they come and go meanwhile', async () => {
+    const { partition } = await aPartition()
+    const calls = { first: 0, once: 0 }
+    partition.onAdvance(() => calls.first++)
+    const stop = partition.onAdvance(() => {
+      calls.once++
+      stop()
+    })
+    const same = (): number => calls.first++
+    partition.onAdvance(same)
+    partition.onAdvance(same)
+    for (let i = 0; i < 2; i++) await partition.append(aBatch(), 'durable')
+    expect(calls).toEqual({ first: 6, once: 1 })
+  })
+})

@@ -1,5 +1,14 @@
 import { describe, expect, it } from 'vitest'
-import { assert, constant, constantFrom, integer, oneof, property, record } from 'fast-check'
+import {
+  assert,
+  boolean,
+  constant,
+  constantFrom,
+  integer,
+  oneof,
+  property,
+  record,
+} from 'fast-check'
 import { BrokerError, type ErrorCode } from '../../src/common/errors.ts'
 import { DAY_MS, GIB, HOUR_MS, MIB } from '../../src/common/units.ts'
 import { DEFAULT_LOG_CONFIG } from '../../src/log/log-config.ts'
@@ -13,6 +22,7 @@ import {
   parseChange,
   parseOverrides,
   resolveConfig,
+  respectsQueueGroups,
   toLogConfig,
 } from '../../src/topic/topic-config.ts'
 
@@ -103,6 +113,7 @@ describe('parseOverrides', () => {
 
   it('takes both ends of every range, as its description writes them', () => {
     for (const { name, allowed } of describeConfig({})) {
+      if (name === 'jobs.group') continue // A text: its rule is told in words.
       const range = /^(\S+) to ([^\s,]+)/.exec(allowed)
       for (const text of range === null ? allowed.split(' or ') : range.slice(1)) {
         expect(() => parseOverrides({ [name]: text })).not.toThrow()
@@ -133,8 +144,17 @@ describe('describeConfig', () => {
       ['message.timestamp.after.max.ms', '1h'],
       ['compression.type', 'producer'],
       ['visibility', 'durable'],
+      ['tail.cache', 'true'],
       ['on.corruption', 'halt'],
       ['storage', 'local'],
+      ['jobs.enable', 'false'],
+      ['jobs.group', ''],
+      ['retention.respect.queue.groups', 'auto'],
+      ['retention.hold.max.ms', '7d'],
+      ['dedupe.window.ms', '5m'],
+      ['dedupe.verify', 'false'],
+      ['delay.max.ms', '400d'],
+      ['dlq', 'false'],
     ])
     expect(described.every((one) => !one.overridden && one.description.endsWith('.'))).toBe(true)
   })
@@ -159,6 +179,10 @@ const anyOverrides = record(
     timestampType: constantFrom('create' as const, 'append' as const),
     visibility: constantFrom('durable' as const, 'written' as const),
     onCorruption: constantFrom('halt' as const, 'skip' as const),
+    jobsEnable: boolean(),
+    jobsGroup: constantFrom('', 'painters', 'g'.repeat(249)),
+    retentionRespectQueueGroups: constantFrom('auto' as const, true, false),
+    dedupeWindowMs: integer({ min: 0, max: 7 * DAY_MS }),
   },
   { requiredKeys: [] },
 ).map((overrides) => ({ ...overrides }))
@@ -233,5 +257,59 @@ describe('resolveConfig', () => {
   it('says in which settings two topics differ', () => {
     const a = resolveConfig(parseOverrides({ 'retention.ms': '7d', visibility: 'written' }))
     expect(findDifferences(a, resolveConfig({}))).toEqual(['visibility'])
+  })
+})
+
+describe('settings of job topics', () => {
+  it('has jobs under two names, and shows one', () => {
+    const parsed = parseOverrides({ jobs: 'true' })
+    expect(parsed).toEqual({ jobsEnable: true })
+    expect(parseOverrides({ 'jobs.enable': 'TRUE' })).toEqual(parsed)
+    expect(encodeOverrides(parsed)).toEqual({ 'jobs.enable': 'true' })
+    expect(applyChange(parsed, parseChange({}, ['jobs']))).toEqual({})
+  })
+
+  it('refuses both names at once', () => {
+    for (const act of [
+      () => parseOverrides({ jobs: 'true', 'jobs.enable': 'false' }),
+      () => parseChange({ jobs: 'true' }, ['jobs.enable']),
+    ]) {
+      expect(failureOf(act).code).toBe('INVALID_CONFIG')
+    }
+  })
+
+  it.each(['__workers', 'a b', '..', 'g'.repeat(250)])('refuses the home group %s', (group) => {
+    const failure = failureOf(() => parseOverrides({ 'jobs.group': group }))
+    expect(failure.details['field']).toBe('jobs.group')
+  })
+
+  it('takes a home group as long as a name can be, and none', () => {
+    for (const group of ['g'.repeat(249), '']) {
+      const parsed = parseOverrides({ 'jobs.group': group })
+      expect(parsed).toEqual({ jobsGroup: group })
+      expect(decodeOverrides(encodeOverrides(parsed)).overrides).toEqual(parsed)
+    }
+  })
+
+  it('lets retention wait for queue groups where jobs are on, unless told otherwise', () => {
+    const respects = (config: Record<string, string>): boolean =>
+      respectsQueueGroups(resolveConfig(parseOverrides(config)))
+    const setting = 'retention.respect.queue.groups'
+    expect(respects({})).toBe(false)
+    expect(respects({ jobs: 'true' })).toBe(true)
+    expect(respects({ jobs: 'true', [setting]: 'false' })).toBe(false)
+    expect(respects({ [setting]: 'true' })).toBe(true)
+    expect(respects({ jobs: 'true', [setting]: 'auto' })).toBe(true)
+  })
+
+  it.each([
+    ['jobs.enable', 'maybe'],
+    ['retention.respect.queue.groups', 'sometimes'],
+    ['dedupe.window.ms', '8d'],
+    ['delay.max.ms', '401d'],
+    ['retention.hold.max.ms', '-1'],
+    ['dlq', ''],
+  ])('refuses %s = %j', (name, text) => {
+    expect(failureOf(() => parseOverrides({ [name]: text })).code).toBe('INVALID_CONFIG')
   })
 })

@@ -19,86 +19,19 @@ import { HOUR_MS, KIB, MINUTE_MS } from '../../src/common/units.ts'
 import { DEFAULT_LOG_CONFIG } from '../../src/log/log-config.ts'
 import { MemoryStore } from '../../src/log/memory/memory-store.ts'
 import { CATALOG_ID } from '../../src/topic/catalog.ts'
-import { type TopicLogger, Topics, type TopicsOptions } from '../../src/topic/topics.ts'
+import { Topics } from '../../src/topic/topics.ts'
 import { aBatch, recordsOf } from '../support/batches.ts'
 import { FakeClock, settle } from '../support/fake-clock.ts'
-import { FaultyStore } from '../support/faulty-store.ts'
+import {
+  aBench,
+  type Bench,
+  closeBenches,
+  codeOf,
+  directoriesOf,
+  failureOf,
+} from '../support/topics-bench.ts'
 
-/** Keeps what was logged: `warn: a sentence`. */
-class Lines implements TopicLogger {
-  readonly lines: string[] = []
-  readonly details: object[] = []
-
-  #add(level: string, details: object, message: string): void {
-    this.lines.push(`${level}: ${message}`)
-    this.details.push(details)
-  }
-
-  info(details: object, message: string): void {
-    this.#add('info', details, message)
-  }
-
-  warn(details: object, message: string): void {
-    this.#add('warn', details, message)
-  }
-
-  error(details: object, message: string): void {
-    this.#add('error', details, message)
-  }
-}
-
-interface Bench {
-  topics: Topics
-  readonly store: FaultyStore
-  readonly clock: FakeClock
-  readonly log: Lines
-  /** Closes the topics and opens them again over the same store. */
-  reopen(): Promise<Topics>
-}
-
-const benches: Bench[] = []
-
-afterEach(async () => {
-  for (const bench of benches.splice(0)) await bench.topics.close()
-})
-
-async function aBench(options: Partial<TopicsOptions> = {}): Promise<Bench> {
-  const clock = new FakeClock()
-  const store = new FaultyStore(new MemoryStore({ clock, random: new SeededRandom(1) }))
-  const log = new Lines()
-  const random = new SeededRandom(2)
-  const open = (): Promise<Topics> => Topics.open({ store, clock, random, logger: log, ...options })
-  const bench: Bench = {
-    topics: await open(),
-    store,
-    clock,
-    log,
-    async reopen() {
-      await bench.topics.close()
-      bench.topics = await open()
-      return bench.topics
-    },
-  }
-  benches.push(bench)
-  return bench
-}
-
-async function failureOf(promise: Promise<unknown>): Promise<BrokerError> {
-  try {
-    await promise
-  } catch (error) {
-    if (error instanceof BrokerError) return error
-    throw error
-  }
-  throw new Error('it did not fail')
-}
-
-async function codeOf(promise: Promise<unknown>): Promise<string> {
-  return promise.then(
-    () => 'OK',
-    (error: unknown) => (error instanceof BrokerError ? error.code : String(error)),
-  )
-}
+afterEach(closeBenches)
 
 function thrownBy(act: () => unknown): BrokerError {
   try {
@@ -108,10 +41,6 @@ function thrownBy(act: () => unknown): BrokerError {
     throw error
   }
   throw new Error('it did not fail')
-}
-
-function directoriesOf(store: FaultyStore): Promise<string[]> {
-  return store.list().then((ids) => ids.map((id) => `${id.topic}-${id.partition}`).sort())
 }
 
 describe('creating a topic', () => {

@@ -5,12 +5,14 @@ import { readWhole, replaceFile } from '../../fs/file-system.ts'
 import type { FileSystem } from '../../fs/file-system.ts'
 import { findSystemCode } from '../../common/errors.ts'
 import type { EpochStart } from '../epoch-history.ts'
+import type { Companion } from '../partition-log.ts'
 
 /** What the checkpoint knows of one partition: all of it durable. */
 export interface CheckpointEntry {
   readonly topic: string
   readonly partition: number
   readonly topicId: string
+  readonly companion: Companion | undefined
   readonly logStartOffset: Offset
   readonly durableEnd: Offset
   /** Where the durable end lies in the active segment's file. */
@@ -41,12 +43,13 @@ export interface Checkpoint {
 
 const MAGIC = 'MRCP'
 const FORMAT = 1
+const STATE_SUFFIX = '/state'
 const SLOTS = ['checkpoint.a', 'checkpoint.b'] as const
 
 /**
  * Layout of a slot; integers are big-endian, i64 written as two u32.
  *   magic 'MRCP' · format u16 · flags u16 (1 clean) · sequence i64 · incarnation u32 · count u32 · entries · crc32c u32 of all before
- * An entry: topic (u16 length, ASCII) · partition u32 · topic id (36 ASCII) · log start, durable end, position, last batch position,
+ * An entry: topic (u16 length, ASCII; of a companion with `/state` behind it, which no topic's name can have) · partition u32 · topic id (36 ASCII) · log start, durable end, position, last batch position,
  * active base, active since, active max timestamp, last append time: i64 each · active crc u32 · sealed count u32 ·
  * epoch count u16 with bit 15 for complete · (epoch u32, start i64)… · producers length u32 (0xffffffff: in a file), bytes
  */
@@ -67,12 +70,15 @@ export function encodeCheckpoint(checkpoint: Checkpoint): Buffer {
 
 function entryBytes(entry: CheckpointEntry): number {
   const fixed = 2 + 4 + 36 + 8 * 8 + 4 + 4 + 2 + 4
-  return fixed + entry.topic.length + entry.epochs.length * 12 + (entry.producers?.length ?? 0)
+  return (
+    fixed + topicField(entry).length + entry.epochs.length * 12 + (entry.producers?.length ?? 0)
+  )
 }
 
 function writeEntry(bytes: Buffer, entry: CheckpointEntry, start: number): number {
-  let at = bytes.writeUInt16BE(entry.topic.length, start)
-  at += bytes.write(entry.topic, at, 'latin1')
+  const topic = topicField(entry)
+  let at = bytes.writeUInt16BE(topic.length, start)
+  at += bytes.write(topic, at, 'latin1')
   at = bytes.writeUInt32BE(entry.partition, at)
   at += bytes.write(entry.topicId.padEnd(36).slice(0, 36), at, 'latin1')
   for (const value of [
@@ -100,6 +106,10 @@ function writeEntry(bytes: Buffer, entry: CheckpointEntry, start: number): numbe
     at += entry.producers.length
   }
   return at
+}
+
+function topicField({ topic, companion }: CheckpointEntry): string {
+  return companion === undefined ? topic : `${topic}/${companion}`
 }
 
 function writeI64(bytes: Buffer, value: number, at: number): number {
@@ -148,7 +158,9 @@ function readEntry(bytes: Buffer, start: number): [CheckpointEntry, number] {
     return value
   }
   const topicBytes = bytes.readUInt16BE(at)
-  const topic = bytes.toString('latin1', at + 2, at + 2 + topicBytes)
+  const field = bytes.toString('latin1', at + 2, at + 2 + topicBytes)
+  const isCompanion = field.endsWith(STATE_SUFFIX)
+  const topic = isCompanion ? field.slice(0, -STATE_SUFFIX.length) : field
   at += 2 + topicBytes
   const partition = bytes.readUInt32BE(at)
   const topicId = bytes.toString('latin1', at + 4, at + 40).trimEnd()
@@ -180,6 +192,7 @@ function readEntry(bytes: Buffer, start: number): [CheckpointEntry, number] {
     topic,
     partition,
     topicId,
+    companion: isCompanion ? 'state' : undefined,
     logStartOffset,
     durableEnd,
     position,

@@ -21,8 +21,10 @@ import type {
   LogStats,
   PartitionId,
   PartitionLog,
+  RetentionHold,
   TimestampedOffset,
 } from '../partition-log.ts'
+import { isBrokersOwn, partitionName } from '../partition-name.ts'
 import type { ProducerState } from '../producer-state.ts'
 import { findRetentionStart } from '../retention.ts'
 import type { SegmentFacts } from '../retention.ts'
@@ -80,6 +82,8 @@ export class DiskLog implements PartitionLog {
   readonly #gate: AppendGate
   readonly #queue: FlushQueue
   readonly #cache: TailCache
+  /** For as long as the log is open: what is cached has no gaps. */
+  readonly #isCached: boolean
   readonly #reader: SegmentReader
   readonly #sealer: SegmentSealer
   readonly #listeners = new Set<() => void>()
@@ -121,9 +125,10 @@ export class DiskLog implements PartitionLog {
     this.#durableLogStart = recovered.logStartOffset
     this.#snapshots = recovered.snapshots
     this.#lastAppendTimeMs = recovered.lastAppendTimeMs
-    this.#isInternal = recovered.id.topic.startsWith('__')
+    this.#isInternal = isBrokersOwn(recovered.id)
     this.#config = config
     this.#cache = new TailCache(env.tailBudget)
+    this.#isCached = config.tailCache
     recovered.producers.setStableEnd(recovered.endOffset)
     this.#gate = new AppendGate({
       nextOffset: recovered.endOffset,
@@ -155,7 +160,7 @@ export class DiskLog implements PartitionLog {
   }
 
   get name(): string {
-    return `${this.id.topic}-${this.id.partition}`
+    return partitionName(this.id)
   }
 
   get logStartOffset(): Offset {
@@ -306,7 +311,7 @@ export class DiskLog implements PartitionLog {
       active.add(batch, 0, this.#config.indexIntervalBytes, nowMs)
       this.#epochs.note(this.leaderEpoch, entry.baseOffset)
       if (entry.appendTimeMs !== undefined) this.#lastAppendTimeMs = entry.appendTimeMs
-      this.#cache.add(batch, entry.baseOffset, entry.endOffset)
+      if (this.#isCached) this.#cache.add(batch, entry.baseOffset, entry.endOffset)
       bytes += batch.length
     }
     this.#writtenBytes += bytes
@@ -624,7 +629,7 @@ export class DiskLog implements PartitionLog {
     }
   }
 
-  async applyRetention(): Promise<Offset> {
+  async applyRetention(hold?: RetentionHold): Promise<Offset> {
     this.#checkOpen()
     const nowMs = this.#env.clock.wallMs()
     const { active } = this.#queue
@@ -632,7 +637,8 @@ export class DiskLog implements PartitionLog {
     const isOld =
       active.maxTimestampMs >= 0 && nowMs - active.maxTimestampMs > this.#config.retentionMs
     if (active.position > 0 && (isOld || this.#isAged(active))) await this.#queue.roll()
-    const start = findRetentionStart(await this.#facts(), this.#logStart, this.#config, nowMs)
+    const facts = await this.#facts()
+    const start = findRetentionStart(facts, this.#logStart, this.#config, nowMs, hold)
     const allowed = toOffset(Math.min(start, this.highWatermark))
     if (allowed > this.#logStart) await this.advanceLogStart(allowed)
     await this.#deleteDue()
@@ -871,6 +877,7 @@ export class DiskLog implements PartitionLog {
       topic: this.id.topic,
       partition: this.id.partition,
       topicId: this.id.topicId,
+      companion: this.id.companion,
       logStartOffset: this.#logStart,
       durableEnd,
       position: state.position,

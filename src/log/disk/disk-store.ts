@@ -7,6 +7,7 @@ import { FlushError, flushing } from '../../fs/flush-error.ts'
 import type { File, FileSystem } from '../../fs/file-system.ts'
 import type { LogConfig } from '../log-config.ts'
 import type { LogStore, PartitionId, PartitionLog, StartReport } from '../partition-log.ts'
+import { partitionName } from '../partition-name.ts'
 import { CheckpointSlots } from './checkpoint.ts'
 import type { CheckpointEntry } from './checkpoint.ts'
 import { DEFAULT_DISK_OPTIONS } from './disk-environment.ts'
@@ -274,10 +275,10 @@ export class DiskStore implements LogStore {
   async #makePartitionFolder(id: PartitionId, name: string, directory: string): Promise<void> {
     const found = await readPartitionFile(this.#fs, directory)
     if (found !== undefined) {
-      if (found.topicId === id.topicId && found.topic === id.topic) return
+      if (keyOf(found) === keyOf(id)) return
       throw new BrokerError(
         'STORAGE_ERROR',
-        `folder ${name} belongs to topic id ${found.topicId} (${found.topic}), not to ${id.topicId}: it was put there by hand, or a restore mixed two up`,
+        `folder ${name} belongs to topic id ${found.topicId} (${partitionName(found)}), not to ${id.topicId} (${partitionName(id)}): it was put there by hand, or a restore mixed two up`,
         { topic: id.topic, expected: id.topicId, found: found.topicId },
       )
     }
@@ -289,8 +290,8 @@ export class DiskStore implements LogStore {
         { topic: id.topic, partition: id.partition },
       )
     }
-    const { topic, partition, topicId } = id
-    const text = `${JSON.stringify({ format: FORMAT, topic, partition, topicId })}\n`
+    const { topic, partition, topicId, companion } = id
+    const text = `${JSON.stringify({ format: FORMAT, topic, partition, topicId, companion })}\n`
     await replaceFile(this.#fs, directory, PARTITION_FILE, Buffer.from(text))
     await this.#syncParent()
   }
@@ -334,8 +335,9 @@ export class DiskStore implements LogStore {
     this.#isDirty = true
     const directory = `${this.#directory}/${folderName(id)}`
     const found = await readPartitionFile(this.#fs, directory)
-    if (found === undefined || found.topicId !== id.topicId) return
-    const away = `${this.#directory}/${DELETED_PREFIX}${id.topicId}.${id.partition}`
+    if (found === undefined || keyOf(found) !== key) return
+    const suffix = id.companion === undefined ? '' : `.${id.companion}`
+    const away = `${this.#directory}/${DELETED_PREFIX}${id.topicId}.${id.partition}${suffix}`
     await this.#fs.rename(directory, away)
     await this.#syncParent()
     this.#inBackground(`remove ${folderName(id)}`, () => this.#fs.removeTree(away))
@@ -460,11 +462,15 @@ export class DiskStore implements LogStore {
     this.#scheduleCheckpoints()
     this.#scrubber.start(() => [...this.#logs.values()])
     let damagedRanges = 0
-    for (const log of this.#logs.values()) damagedRanges += log.damagedRanges
+    let partitions = 0
+    for (const log of this.#logs.values()) {
+      damagedRanges += log.damagedRanges
+      if (log.id.companion === undefined) partitions++
+    }
     return {
       clean: this.#mode === 'clean',
       incarnation: this.incarnation,
-      partitions: this.#logs.size,
+      partitions,
       elapsedMs: Math.round(this.#clock.monotonicMs() - this.#startedMs),
       ...this.#count,
       damagedRanges,
@@ -595,16 +601,24 @@ function minutesSince2020(clock: Clock): number {
   return Math.max(0, Math.floor((clock.wallMs() - Date.UTC(2020)) / 60_000))
 }
 
-function folderName(id: PartitionId): string {
-  return `${id.topic}-${id.partition}`
+/** Longer names no file system takes. That of a topic's partition never is; with what a companion adds it may be. */
+const LONGEST_FOLDER_NAME = 255
+
+type Named = Pick<PartitionId, 'topic' | 'partition' | 'topicId' | 'companion'>
+
+function folderName(id: Named): string {
+  const name = partitionName(id)
+  if (name.length <= LONGEST_FOLDER_NAME) return name
+  // By the topic's id then. Topics' names have no ~, so it is nobody else's.
+  return `~${partitionName({ ...id, topic: id.topicId })}`
 }
 
-function keyOf(id: { topic: string; partition: number; topicId: string }): string {
-  return `${id.topic}-${id.partition}/${id.topicId}`
+function keyOf(id: Named): string {
+  return `${partitionName(id)}/${id.topicId}`
 }
 
 function isPartitionFolder(name: string): boolean {
-  return /^[A-Za-z0-9._-]+-\d+$/.test(name)
+  return /^(?:[A-Za-z0-9._-]+-\d+(?:\.state)?|~[0-9a-f-]+-\d+\.state)$/.test(name)
 }
 
 async function readPartitionFile(
@@ -620,12 +634,16 @@ async function readPartitionFile(
     throw error
   }
   const value = parseObject(text, PARTITION_FILE)
-  const { topic, partition, topicId } = value
+  const { topic, partition, topicId, companion } = value
   checkFormat(value, PARTITION_FILE)
   if (typeof topic === 'string' && typeof partition === 'number' && typeof topicId === 'string') {
-    return { topic, partition, topicId }
+    if (companion === undefined) return { topic, partition, topicId }
+    if (companion === 'state') return { topic, partition, topicId, companion }
   }
-  throw new BrokerError('STORAGE_ERROR', `${PARTITION_FILE} lacks topic, partition or topic id`)
+  throw new BrokerError(
+    'STORAGE_ERROR',
+    `${PARTITION_FILE} lacks topic, partition or topic id, or says what this millrace does not know`,
+  )
 }
 
 interface SmallFile {
@@ -633,6 +651,7 @@ interface SmallFile {
   readonly topic?: unknown
   readonly partition?: unknown
   readonly topicId?: unknown
+  readonly companion?: unknown
   readonly clusterId?: unknown
 }
 

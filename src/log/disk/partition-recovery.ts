@@ -22,6 +22,7 @@ import type { ScanEnd, ScanRules } from '../../segment/segment-scan.ts'
 import { EpochHistory } from '../epoch-history.ts'
 import type { LogConfig } from '../log-config.ts'
 import type { PartitionId } from '../partition-log.ts'
+import { partitionName } from '../partition-name.ts'
 import { ProducerState } from '../producer-state.ts'
 import { ActiveSegment, EMPTY_ACTIVE_STATE } from './active-segment.ts'
 import type { ActiveState } from './active-segment.ts'
@@ -425,7 +426,8 @@ class PartitionRecovery {
   async #keepTorn(window: ScanWindow, walk: WalkEnd, size: number): Promise<void> {
     const { torn, id, count } = this.#options
     // Not by the topic's name: that may be as long as a file name can be.
-    await torn.keep(`${id.topicId}-${id.partition}-${walk.offset}`, window, walk.position, size)
+    const name = `${partitionName({ ...id, topic: id.topicId })}-${walk.offset}`
+    await torn.keep(name, window, walk.position, size)
     count.tornBytes += size - walk.position
   }
 

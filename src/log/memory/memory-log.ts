@@ -26,8 +26,10 @@ import type {
   LogStats,
   PartitionId,
   PartitionLog,
+  RetentionHold,
   TimestampedOffset,
 } from '../partition-log.ts'
+import { partitionName } from '../partition-name.ts'
 import { ProducerState } from '../producer-state.ts'
 import { findRetentionStart } from '../retention.ts'
 import type { SegmentFacts } from '../retention.ts'
@@ -155,7 +157,7 @@ export class MemoryLog implements PartitionLog {
     return new Promise((resolve, reject) => {
       if (this.#closing !== undefined) throw this.#closedError()
       if (this.#failure !== undefined) throw this.#failure
-      if (this.#host.storageFull) {
+      if (this.#host.storageFull && this.#data.id.companion === undefined) {
         throw new BrokerError('STORAGE_FULL', `no space is left for ${this.#name}`)
       }
       const admission = this.#gate.admit(batch, options)
@@ -310,7 +312,7 @@ export class MemoryLog implements PartitionLog {
     this.#raiseLogStart(to)
   }
 
-  async applyRetention(): Promise<Offset> {
+  async applyRetention(hold?: RetentionHold): Promise<Offset> {
     this.#checkOpen()
     const { batches } = this.#data
     const { clock } = this.#host
@@ -322,7 +324,7 @@ export class MemoryLog implements PartitionLog {
       if (isOld || this.logEndOffset === this.logStartOffset) batches.roll()
     }
     const facts = batches.toFacts(this.highWatermark)
-    this.#raiseLogStart(findRetentionStart(facts, this.logStartOffset, this.#config, wallMs))
+    this.#raiseLogStart(findRetentionStart(facts, this.logStartOffset, this.#config, wallMs, hold))
     this.#gate.producers.expire(wallMs, this.#config.producerExpiryMs)
     batches.markBelow(this.logStartOffset, clock.monotonicMs())
     // What the dropped batches say of their producers must outlive them.
@@ -481,7 +483,7 @@ export class MemoryLog implements PartitionLog {
   }
 
   get #name(): string {
-    return `${this.#data.id.topic}-${this.#data.id.partition}`
+    return partitionName(this.#data.id)
   }
 
   #facts(): { topic: string; partition: number; logStartOffset: number } {

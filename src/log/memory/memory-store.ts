@@ -5,6 +5,7 @@ import { newUuid } from '../../common/random.ts'
 import type { Random } from '../../common/random.ts'
 import type { LogConfig } from '../log-config.ts'
 import type { LogStore, PartitionId, StartReport } from '../partition-log.ts'
+import { partitionName } from '../partition-name.ts'
 import { BatchList } from './batch-list.ts'
 import { MemoryLog } from './memory-log.ts'
 import type { MemoryLogData } from './memory-log.ts'
@@ -24,7 +25,7 @@ export class MemoryStore implements LogStore {
   readonly clock: Clock
   readonly durableDelayMs: number
   readonly failed: Promise<Error>
-  /** Set by tests: appends are STORAGE_FULL while it is true. */
+  /** Set by tests: appends are STORAGE_FULL while it is true, but those of companions. */
   storageFull = false
   readonly #random: Random
   readonly #data = new Map<string, MemoryLogData>()
@@ -56,7 +57,7 @@ export class MemoryStore implements LogStore {
   }
 
   async open(id: PartitionId, config: LogConfig): Promise<MemoryLog> {
-    const key = toKey(id)
+    const key = partitionName(id)
     // A log that is being closed or removed comes first; then everything happens without a door in between.
     for (let log = this.#logs.get(key); log?.isClosing === true; log = this.#logs.get(key)) {
       await log.close()
@@ -81,7 +82,7 @@ export class MemoryStore implements LogStore {
   #make(key: string, id: PartitionId): MemoryLogData {
     const start = toOffset(0)
     const data: MemoryLogData = {
-      id: { topic: id.topic, partition: id.partition, topicId: id.topicId },
+      id: { ...id },
       batches: new BatchList(start),
       logStartOffset: start,
       durableEnd: start,
@@ -95,7 +96,7 @@ export class MemoryStore implements LogStore {
 
   async remove(id: PartitionId): Promise<void> {
     this.#checkOpen()
-    const key = toKey(id)
+    const key = partitionName(id)
     const data = this.#data.get(key)
     if (data === undefined || data.id.topicId !== id.topicId) return
     await this.#logs.get(key)?.close()
@@ -113,7 +114,7 @@ export class MemoryStore implements LogStore {
     return {
       clean: true,
       incarnation: this.incarnation,
-      partitions: this.#data.size,
+      partitions: [...this.#data.values()].filter(({ id }) => id.companion === undefined).length,
       elapsedMs: this.clock.monotonicMs() - this.#startedAtMs,
       scannedBytes: 0,
       scannedBatches: 0,
@@ -145,8 +146,4 @@ export class MemoryStore implements LogStore {
   #checkOpen(): void {
     if (this.#isClosed) throw new BrokerError('CLOSED', 'the store is closed')
   }
-}
-
-function toKey(id: PartitionId): string {
-  return `${id.topic}-${id.partition}`
 }

@@ -3,12 +3,14 @@ import {
   assert,
   asyncProperty,
   boolean,
+  constantFrom,
   integer,
   maxSafeNat,
   nat,
   option,
   property,
   record,
+  sample,
   stringMatching,
   uint8Array,
   uuid,
@@ -32,6 +34,7 @@ const entries = record({
   topic: stringMatching(/^[A-Za-z0-9._-]{1,249}$/),
   partition: u32,
   topicId: uuid(),
+  companion: constantFrom(undefined, 'state' as const),
   logStartOffset: offset,
   durableEnd: offset,
   position: maxSafeNat(),
@@ -69,6 +72,16 @@ describe('a checkpoint', () => {
         expect(plain(decodeCheckpoint(encodeCheckpoint(checkpoint)))).toEqual(plain(checkpoint))
       }),
     )
+  })
+
+  it('names what is no companion as it always has, and tells a companion apart', () => {
+    const [entry] = sample(entries, { numRuns: 1, seed: 1 })
+    const fieldOf = (companion: 'state' | undefined): string => {
+      const one = { ...entry, topic: 'orders', companion } as CheckpointEntry // A sample of one has one.
+      const bytes = encodeCheckpoint({ sequence: 1, incarnation: 1, clean: true, entries: [one] })
+      return bytes.toString('latin1', 26, 26 + bytes.readUInt16BE(24))
+    }
+    expect([fieldOf(undefined), fieldOf('state')]).toEqual(['orders', 'orders/state'])
   })
 
   it('is refused when any bit is turned, when it is cut short, and when bytes follow', () => {
