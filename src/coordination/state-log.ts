@@ -73,6 +73,11 @@ export class StateLog {
     return this.#failure
   }
 
+  /** Where the next record that is written will lie, if all before it are kept. */
+  get position(): Offset {
+    return toOffset(this.#nextOffset + this.#records)
+  }
+
   /**
    * Calls `apply` for each record that the log holds, oldest first. To be called once, before the first write.
    * @throws BrokerError SEGMENT_QUARANTINED and CORRUPT_BATCH for damage, unless it is to be skipped; what reading and `apply` throw

@@ -72,6 +72,7 @@ export class GroupCoordinator implements Groups {
   readonly #options: GroupOptions
   readonly #view: TopicView
   readonly #stopListening: () => void
+  readonly #deleteListeners: ((group: string) => Promise<void>)[] = []
   #shards: readonly GroupShard[] = []
   #making: Promise<void> | undefined
   #cancelExpiry: CancelTimer | undefined
@@ -245,12 +246,18 @@ export class GroupCoordinator implements Groups {
     return description
   }
 
+  /** Calls `listener` before a group is deleted: it has things of its own to forget. When it rejects, the group stays. */
+  onDelete(listener: (group: string) => Promise<void>): void {
+    this.#deleteListeners.push(listener)
+  }
+
   async delete(group: string): Promise<void> {
     checkGroupId(group)
     const shard = this.#findShard(group)
     if (shard === undefined) {
       throw new BrokerError('UNKNOWN_GROUP', `there is no group ${group}`, { group })
     }
+    for (const listener of this.#deleteListeners) await listener(group)
     await shard.delete(group)
   }
 
