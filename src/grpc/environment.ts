@@ -4,6 +4,7 @@ import { BrokerError } from '../common/errors.ts'
 import type { Random } from '../common/random.ts'
 import { KIB } from '../common/units.ts'
 import type { Groups } from '../coordination/group/group-types.ts'
+import type { DeadLetters, Queues, Sends } from '../coordination/queue/queue-types.ts'
 import type { Topics } from '../topic/topics.ts'
 import type { Drain } from './drain.ts'
 import type { Budgets } from './flow-control.ts'
@@ -34,6 +35,10 @@ export interface ServiceEnvironment {
   topics(): Topics
   /** @throws BrokerError LOADING while recovery runs */
   groups(): Groups
+  /** @throws BrokerError LOADING while recovery runs, as the two that follow */
+  queues(): Queues
+  sends(): Sends
+  deadLetters(): DeadLetters
   /** Where clients should come: what the configuration says, or where we listen. */
   address(): { readonly host: string; readonly port: number }
   /** Free bytes where the data lies, as last seen; 0 when unknown. */

@@ -3,6 +3,7 @@ import { unreachable } from '../common/assert.ts'
 import { BrokerError } from '../common/errors.ts'
 import { isOffset } from '../common/offset.ts'
 import type {
+  GroupDescription,
   GroupPartitionDescription,
   GroupStateName,
   GroupType as GroupTypeName,
@@ -53,6 +54,22 @@ export function groupService(environment: ServiceEnvironment): UntypedServiceImp
     const all = [...refused, ...failures]
     return { errors: toOffsetErrors(all, environment.errors, 'CommitOffsets') }
   }
+  const describeStreamGroup = async (
+    group: string,
+    timeLag: boolean,
+  ): Promise<GroupDescription> => {
+    try {
+      return await environment.groups().describe(group, { timeLag })
+    } catch (error) {
+      if (!(error instanceof BrokerError) || error.code !== 'GROUP_TYPE_MISMATCH') throw error
+      throw new BrokerError(
+        error.code,
+        `group ${group} is a queue group: DescribeQueue shows it`,
+        error.details,
+        error,
+      )
+    }
+  }
   const decodeCommit = (bytes: Buffer): CommitOffsetsRequest =>
     // What the method's own deserializer makes, which is the type that gen/types.ts has for it.
     GROUP_SERVICE['CommitOffsets']?.requestDeserialize(bytes) as CommitOffsetsRequest
@@ -93,7 +110,7 @@ export function groupService(environment: ServiceEnvironment): UntypedServiceImp
     },
     DescribeGroup: async (request): Promise<DescribeGroupResponse> => {
       const { group, timeLag } = request
-      const description = await environment.groups().describe(group, { timeLag })
+      const description = await describeStreamGroup(group, timeLag)
       return {
         group: description.group,
         type: TYPES[description.type],
@@ -123,13 +140,9 @@ export function groupService(environment: ServiceEnvironment): UntypedServiceImp
   }
   return {
     Join: (call: JoinCall) => new JoinSession(call, environment).start(),
-    CommitOffsets: implementUnary(
-      environment,
-      'CommitOffsets',
-      decodeCommit,
-      commitOffsets,
-      'COMMIT_TIMEOUT',
-    ),
+    CommitOffsets: implementUnary(environment, 'CommitOffsets', decodeCommit, commitOffsets, {
+      timeoutCode: 'COMMIT_TIMEOUT',
+    }),
     ...implementService<UnaryMethods>(environment, GROUP_SERVICE, handlers),
   }
 }

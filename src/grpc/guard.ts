@@ -68,6 +68,7 @@ export class ConnectionGuard {
   readonly #clock: Clock
   readonly #logger: GrpcLogger
   readonly #streams = new Map<string, ServerHttp2Stream>()
+  readonly #sessions = new Set<ServerHttp2Session>()
   readonly #perAddress = new Map<string, { open: number; newInSecond: number; secondMs: number }>()
   #connections = 0
   #nextStream = 0
@@ -91,6 +92,11 @@ export class ConnectionGuard {
   findStream(headers: CallHeaders): ServerHttp2Stream | undefined {
     const id = headers.get(STREAM_HEADER)[0]
     return typeof id === 'string' ? this.#streams.get(id) : undefined
+  }
+
+  /** Ends every connection, whatever it is at. grpc-js's forceShutdown() knows none of them while channelz is off. */
+  cutOff(): void {
+    for (const session of this.#sessions) session.destroy()
   }
 
   #onConnection(socket: Socket): void {
@@ -132,6 +138,8 @@ export class ConnectionGuard {
     })
     session.once('remoteSettings', cancel)
     session.once('close', cancel)
+    this.#sessions.add(session)
+    session.once('close', () => this.#sessions.delete(session))
     this.#watchPings(session)
   }
 

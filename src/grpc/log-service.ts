@@ -68,7 +68,9 @@ export function logService(environment: ServiceEnvironment): UntypedServiceImple
 
   return {
     Produce: (call: ProduceCall) => new ProduceSession(call, environment).start(),
-    Append: implementUnary(environment, 'Append', (bytes) => bytes, append, 'APPEND_TIMEOUT'),
+    Append: implementUnary(environment, 'Append', (bytes) => bytes, append, {
+      timeoutCode: 'APPEND_TIMEOUT',
+    }),
     Fetch: (call: FetchCall) => {
       let request: FetchRequest
       try {

@@ -4,6 +4,7 @@ import type { Clock } from '../common/clock.ts'
 import { BrokerError } from '../common/errors.ts'
 import type { Random } from '../common/random.ts'
 import type { Groups } from '../coordination/group/group-types.ts'
+import type { DeadLetters, Queues, Sends } from '../coordination/queue/queue-types.ts'
 import type { Topics } from '../topic/topics.ts'
 import { fileDescriptors, HEALTH_SERVICE } from '../wire/definitions.ts'
 import { CLUSTER_SERVICE_DEFINITION, clusterService } from './cluster-service.ts'
@@ -14,6 +15,7 @@ import { GROUP_SERVICE_DEFINITION, groupService } from './group-service.ts'
 import { ConnectionGuard, SERVER_OPTIONS } from './guard.ts'
 import { Health } from './health.ts'
 import { LOG_SERVICE_DEFINITION, logService } from './log-service.ts'
+import { QUEUE_SERVICE_DEFINITION, queueService } from './queue-service.ts'
 import { ErrorMapper, type GrpcLogger } from './status.ts'
 import { TOPIC_SERVICE_DEFINITION, topicService } from './topic-service.ts'
 import { findHttp2Servers, widenWindows } from './windows.ts'
@@ -31,12 +33,20 @@ export interface GrpcServerOptions {
   readonly plainTransport?: boolean | undefined
 }
 
+/** What stands behind QueueService. */
+export interface QueueParts {
+  readonly queues: Queues
+  readonly sends: Sends
+  readonly deadLetters: DeadLetters
+}
+
 /** Services that reflection and health know by name. */
 const SERVICE_NAMES: readonly string[] = [
   'millrace.v1.LogService',
   'millrace.v1.TopicService',
   'millrace.v1.ClusterService',
   'millrace.v1.GroupService',
+  'millrace.v1.QueueService',
 ]
 
 /**
@@ -51,6 +61,7 @@ export class GrpcServer {
   readonly #guard: ConnectionGuard
   #topics: Topics | undefined
   #groups: Groups | undefined
+  #queueParts: QueueParts | undefined
   #address: { readonly host: string; readonly port: number } | undefined
 
   constructor(options: GrpcServerOptions) {
@@ -62,6 +73,7 @@ export class GrpcServer {
     this.#server.addService(toGrpc(TOPIC_SERVICE_DEFINITION), topicService(environment))
     this.#server.addService(toGrpc(CLUSTER_SERVICE_DEFINITION), clusterService(environment))
     this.#server.addService(toGrpc(GROUP_SERVICE_DEFINITION), groupService(environment))
+    this.#server.addService(toGrpc(QUEUE_SERVICE_DEFINITION), queueService(environment))
     this.#server.addService(toGrpc(HEALTH_SERVICE), this.health.implementation())
     addReflection(this.#server)
   }
@@ -99,10 +111,11 @@ export class GrpcServer {
     this.#address = { host, port: bound }
   }
 
-  /** From here on calls are served, and health says so. */
-  serve(topics: Topics, groups: Groups): void {
+  /** From here on calls are served, and health says so. Without `queueParts` QueueService goes on answering LOADING. */
+  serve(topics: Topics, groups: Groups, queueParts?: QueueParts): void {
     this.#topics = topics
     this.#groups = groups
+    this.#queueParts = queueParts
     this.health.setServing(true)
   }
 
@@ -125,7 +138,10 @@ export class GrpcServer {
         resolve(true)
       })
     })
-    if (!closed) this.#server.forceShutdown()
+    if (!closed) {
+      this.#server.forceShutdown()
+      this.#guard.cutOff()
+    }
     finished &&= closed
     return finished
   }
@@ -143,6 +159,9 @@ export class GrpcServer {
       budgets: new Budgets(),
       topics: () => this.#topics ?? loading(),
       groups: () => this.#groups ?? loading(),
+      queues: () => this.#queueParts?.queues ?? loading(),
+      sends: () => this.#queueParts?.sends ?? loading(),
+      deadLetters: () => this.#queueParts?.deadLetters ?? loading(),
       address: () => this.#options.advertise ?? this.address,
       freeBytes: () => this.#options.freeBytes?.() ?? 0,
       findStream: (headers) => this.#guard.findStream(headers),

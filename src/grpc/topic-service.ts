@@ -1,16 +1,12 @@
 import type { UntypedServiceImplementation } from '@grpc/grpc-js'
 import { BrokerError } from '../common/errors.ts'
 import { isOffset } from '../common/offset.ts'
-import type {
-  ConfigEntry,
-  PartitionDescription,
-  TopicServiceMethods,
-  TopicSummary,
-} from '../gen/types.ts'
+import type { PartitionDescription, TopicServiceMethods, TopicSummary } from '../gen/types.ts'
 import type { Partition } from '../topic/partition.ts'
 import type { Topic } from '../topic/topic.ts'
 import { type ServiceMethods, TOPIC_SERVICE } from '../wire/definitions.ts'
 import type { ServiceEnvironment } from './environment.ts'
+import { toSettingTexts } from './setting-messages.ts'
 import { implementService, takeRawRequests, type UnaryHandlers } from './unary.ts'
 
 export const TOPIC_SERVICE_DEFINITION: ServiceMethods = takeRawRequests(TOPIC_SERVICE)
@@ -22,7 +18,7 @@ export function topicService(environment: ServiceEnvironment): UntypedServiceImp
       environment.topics().create({
         name: request.topic,
         partitions: request.partitions === 0 ? undefined : request.partitions,
-        config: toConfigRecord(request.config),
+        config: toSettingTexts(request.config),
         ifNotExists: request.ifNotExists,
         validateOnly: request.validateOnly,
       }),
@@ -44,7 +40,7 @@ export function topicService(environment: ServiceEnvironment): UntypedServiceImp
     AlterTopic: async (request) => ({
       config: [
         ...(await environment.topics().alter(request.topic, {
-          set: toConfigRecord(request.set),
+          set: toSettingTexts(request.set),
           clear: request.clear,
           validateOnly: request.validateOnly,
         })),
@@ -88,19 +84,6 @@ export function topicService(environment: ServiceEnvironment): UntypedServiceImp
     },
   }
   return implementService<TopicServiceMethods>(environment, TOPIC_SERVICE, handlers)
-}
-
-/** Keys in their order, so that the first wrong one is the one that is named. */
-function toConfigRecord(entries: readonly ConfigEntry[]): Record<string, string> {
-  const record: Record<string, string> = {}
-  for (const { name, value } of entries) {
-    if (Object.hasOwn(record, name)) {
-      throw new BrokerError('INVALID_CONFIG', `the setting ${name} is given twice`, { key: name })
-    }
-    // Not an assignment: a setting may be called __proto__ by somebody who means no good.
-    Object.defineProperty(record, name, { value, enumerable: true, configurable: true })
-  }
-  return record
 }
 
 async function summarize(topic: Topic, sizes: boolean): Promise<TopicSummary> {

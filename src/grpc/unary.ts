@@ -17,10 +17,9 @@ export type UnaryHandlers<M> = {
     : never
 }
 
-export type UnaryImplementation = (
-  call: ServerUnaryCall<Buffer, unknown>,
-  callback: sendUnaryData<unknown>,
-) => void
+export type UnaryCall = ServerUnaryCall<Buffer, unknown>
+
+export type UnaryImplementation = (call: UnaryCall, callback: sendUnaryData<unknown>) => void
 
 /**
  * The definition that the server registers: requests arrive as bytes, and are read by {@link implementUnary}, because grpc-js answers a
@@ -35,15 +34,25 @@ export function takeRawRequests(methods: ServiceMethods): ServiceMethods {
   )
 }
 
-/** Reads the request with `decode`, answers or fails with an error of the table, within {@link UNARY_TIMEOUT_MS}. */
+export interface UnaryOptions {
+  /** REQUEST_TIMEOUT unless told otherwise. */
+  readonly timeoutCode?: ErrorCode
+  /** {@link UNARY_TIMEOUT_MS} unless told otherwise. */
+  readonly timeoutMs?: number
+  /** The call ends work that is in hand: a broker that stops takes it as long as it can. */
+  readonly whileDraining?: boolean
+}
+
+/** Reads the request with `decode`, answers or fails with an error of the table, within the time of the options. */
 export function implementUnary<Request>(
   environment: ServiceEnvironment,
   name: string,
   decode: (bytes: Buffer) => Request,
-  handle: (request: Request) => unknown,
-  timeoutCode: ErrorCode = 'REQUEST_TIMEOUT',
+  handle: (request: Request, call: UnaryCall) => unknown,
+  options: UnaryOptions = {},
 ): UnaryImplementation {
   const { clock, drain, errors } = environment
+  const { timeoutCode = 'REQUEST_TIMEOUT', timeoutMs = UNARY_TIMEOUT_MS } = options
   return (call, callback) => {
     let answered = false
     drain.enter()
@@ -55,15 +64,15 @@ export function implementUnary<Request>(
       if (failure === undefined) callback(null, value)
       else callback(errors.toStatus(failure, name))
     }
-    const cancelTimeout = clock.schedule(UNARY_TIMEOUT_MS, () => {
-      const message = `${name} has taken longer than ${UNARY_TIMEOUT_MS} ms; whether it was done is unknown`
-      answer(new BrokerError(timeoutCode, message, { limit: UNARY_TIMEOUT_MS }))
+    const cancelTimeout = clock.schedule(timeoutMs, () => {
+      const message = `${name} has taken longer than ${timeoutMs} ms; whether it was done is unknown`
+      answer(new BrokerError(timeoutCode, message, { limit: timeoutMs }))
     })
     const run = async (): Promise<unknown> => {
-      drain.check()
+      if (options.whileDraining !== true) drain.check()
       checkHeaders(call.metadata)
       checkSize(environment, call.request.length)
-      return await handle(readRequest(decode, call.request))
+      return await handle(readRequest(decode, call.request), call)
     }
     run().then(
       (value) => answer(undefined, value),
@@ -120,5 +129,21 @@ export function checkEnum(field: string, value: string | number): void {
   throw new BrokerError('UNSUPPORTED_FEATURE', `this broker does not know ${field} ${value}`, {
     field,
     actual: value,
+  })
+}
+
+/** @throws BrokerError INVALID_REQUEST, or the code that is named, for what is no whole number from `least` to `most` */
+export function checkRange(
+  field: string,
+  value: number,
+  least: number,
+  most: number,
+  code: ErrorCode = 'INVALID_REQUEST',
+): void {
+  if (Number.isSafeInteger(value) && value >= least && value <= most) return
+  throw new BrokerError(code, `${field} ${value} is outside [${least}, ${most}]`, {
+    field,
+    actual: value,
+    limit: value < least ? least : most,
   })
 }

@@ -12,6 +12,7 @@ import type { LogStore, StartReport } from '../log/partition-log.ts'
 import { Topics } from '../topic/topics.ts'
 import { type BrokerConfig, formatAddress, parseAddress } from './config.ts'
 import type { Logger } from './logger.ts'
+import { BrokerQueues } from './queue-parts.ts'
 import { findVersion } from './version.ts'
 
 export interface BrokerOptions {
@@ -43,6 +44,7 @@ export class Broker {
   readonly #store: LogStore
   readonly #topics: Topics
   readonly #groups: GroupCoordinator
+  readonly #queues: BrokerQueues
   readonly #server: GrpcServer
   readonly #space: SpaceWatch
   readonly #lock: DirectoryLock | undefined
@@ -54,6 +56,7 @@ export class Broker {
       readonly store: LogStore
       readonly topics: Topics
       readonly groups: GroupCoordinator
+      readonly queues: BrokerQueues
       readonly server: GrpcServer
       readonly space: SpaceWatch
       readonly report: StartReport
@@ -66,6 +69,7 @@ export class Broker {
     this.#store = parts.store
     this.#topics = parts.topics
     this.#groups = parts.groups
+    this.#queues = parts.queues
     this.#server = parts.server
     this.#space = parts.space
     this.#lock = parts.lock
@@ -96,6 +100,7 @@ export class Broker {
     let store: LogStore | undefined
     let topics: Topics | undefined
     let groups: GroupCoordinator | undefined
+    let queues: BrokerQueues | undefined
     try {
       await server.listen(listen.host, listen.port)
       store = await (options.storeFactory ?? openDiskStore)(options)
@@ -124,14 +129,16 @@ export class Broker {
           onCorruption: config.groupOnCorruption,
         },
       })
+      queues = await BrokerQueues.open({ topics, groups, clock, random, logger })
       await space.start()
-      server.serve(topics, groups)
+      server.serve(topics, groups, queues)
       const address = formatAddress(server.address)
       logger.info({ ...report, address, clusterId: store.clusterId }, `listening on ${address}`)
-      return new Broker(options, { store, topics, groups, server, space, report, lock })
+      return new Broker(options, { store, topics, groups, queues, server, space, report, lock })
     } catch (error) {
       space.stop()
       await server.stop(0)
+      await queues?.close(drainingError())
       await groups?.close(drainingError())
       await topics?.close()
       await store?.close()
@@ -162,12 +169,19 @@ export class Broker {
     const startMs = this.#clock.monotonicMs()
     this.#logger.info({ activeCalls: this.#server.activeCalls }, 'stopping: no new work is taken')
     this.#space.stop()
+    // Workers get nothing more; what they have in hand they may still settle.
+    this.#queues.drain()
     const finished = await this.#server.stop(this.#config.drainTimeoutMs)
     if (!finished) {
       this.#logger.warn(
         { drainTimeoutMs: this.#config.drainTimeoutMs },
         'some calls were still under way and have been cut off',
       )
+    }
+    try {
+      await this.#queues.close(drainingError())
+    } catch (error) {
+      this.#logger.error({ error }, 'the queues could not be closed')
     }
     try {
       await this.#groups.close(drainingError())

@@ -8,6 +8,7 @@ import {
   encodeProduceResult,
   produceRequestParts,
 } from './produce-codec.ts'
+import { decodeReceiveResponse, decodeWorkResponse, encodeWorkRequest } from './work-codec.ts'
 
 /**
  * The services as grpc-js wants them, on both sides of the wire. Messages of the control calls are proto-loader's (types in gen/types.ts):
@@ -17,6 +18,8 @@ import {
  * | Produce | ProduceEnvelope   | Buffer          | Buffer                       | ProduceResultMessage[]   |
  * | Append  | ProduceEnvelope   | Buffer          | ProduceResultMessage         | ProduceResultMessage     |
  * | Fetch   | FetchRequest      | FetchRequest    | Buffer or WireParts          | FetchMessage             |
+ * | Work    | WorkRequestMessage| Buffer          | Buffer or WireParts          | WorkResponseMessage      |
+ * | Receive | ReceiveRequest    | ReceiveRequest  | Buffer or WireParts          | ReceiveResponseMessage   |
  *
  * The server gets bytes because a deserializer that throws would end the call with an error that is not ours.
  *
@@ -66,14 +69,31 @@ function logService(): ServiceMethods {
   return methods
 }
 
+function queueService(): ServiceMethods {
+  const methods = service('millrace.v1.QueueService')
+  replace(methods, 'Work', {
+    requestSerialize: encodeWorkRequest as AnyMethod['requestSerialize'],
+    requestDeserialize: same,
+    responseSerialize: same,
+    responseDeserialize: decodeWorkResponse,
+  })
+  replace(methods, 'Receive', {
+    responseSerialize: same,
+    responseDeserialize: decodeReceiveResponse,
+  })
+  return methods
+}
+
 export const LOG_SERVICE: ServiceMethods = logService()
 export const TOPIC_SERVICE: ServiceMethods = service('millrace.v1.TopicService')
 export const CLUSTER_SERVICE: ServiceMethods = service('millrace.v1.ClusterService')
 export const GROUP_SERVICE: ServiceMethods = service('millrace.v1.GroupService')
+export const QUEUE_SERVICE: ServiceMethods = queueService()
 export const HEALTH_SERVICE: ServiceMethods = service('grpc.health.v1.Health')
 
-/** proto-loader's own codecs of LogService: the reference that tests hold the hand-written ones against. */
+/** proto-loader's own codecs of the services with hand-written ones: the reference that tests hold these against. */
 export const PLAIN_LOG_SERVICE: ServiceMethods = service('millrace.v1.LogService')
+export const PLAIN_QUEUE_SERVICE: ServiceMethods = service('millrace.v1.QueueService')
 
 /** Each file of proto/ as an encoded FileDescriptorProto, names as written: what server reflection answers. */
 export function fileDescriptors(): Buffer[] {

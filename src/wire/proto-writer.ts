@@ -56,13 +56,16 @@ export class ProtoWriter {
     this.#varint(length)
   }
 
-  /** A message in a field: `write` fills it. Costs one move of its bytes when it is 128 bytes or longer. */
-  message(field: number, write: (writer: ProtoWriter) => void): void {
+  /**
+   * A message in a field: `write` fills it. Costs one move of its bytes when it is 128 bytes or longer. Its last `trailing` bytes are not
+   * written here: the caller sends them behind what is written so far (see {@link bytesHead}).
+   */
+  message(field: number, write: (writer: ProtoWriter) => void, trailing = 0): void {
     this.#tag(field, WIRE_BYTES)
     this.#ensure(1)
     const lengthAt = this.#at++
     write(this)
-    const length = this.#at - lengthAt - 1
+    const length = this.#at - lengthAt - 1 + trailing
     if (length < 0x80) {
       this.#bytes[lengthAt] = length
       return

@@ -358,6 +358,15 @@ describe('bad input is named:', () => {
       'GROUP_TYPE_MISMATCH',
       {},
     ])
+    const described = await failureOf(client.call('DescribeGroup', { group: 'jobs' }))
+    expect(told(described)).toMatchObject([
+      'FAILED_PRECONDITION',
+      'GROUP_TYPE_MISMATCH',
+      { group: 'jobs' },
+    ])
+    expect(described.message).toContain('DescribeQueue')
+    const { groups } = await client.call<ListGroupsResponse>('ListGroups', {})
+    expect(groups).toMatchObject([{ group: 'jobs', type: 'GROUP_TYPE_QUEUE' }])
   })
 
   it.each(['(', '(?=x)', '(a)\\1'])('a pattern such as %s', async (pattern) => {

@@ -129,8 +129,17 @@ describe('by reflection alone', () => {
       'millrace.v1.ClusterService',
       'millrace.v1.GroupService',
       'millrace.v1.LogService',
+      'millrace.v1.QueueService',
       'millrace.v1.TopicService',
     ])
+  })
+
+  it('a client learns the calls of queues, streams among them', async () => {
+    const schema = await client.describe('millrace.v1.QueueService')
+    const service = schema['millrace.v1.QueueService'] as ServiceDefinition
+    expect(service['Work']).toMatchObject({ requestStream: true, responseStream: true })
+    expect(service['Receive']).toMatchObject({ requestStream: false, responseStream: false })
+    expect(Object.keys(service)).toContain('StartRedrive')
   })
 
   it('a client appends plain records and fetches them, with the field names of proto/', async () => {
