@@ -20,14 +20,28 @@ import type {
 import { LogGroupAdmin } from './group-admin.ts'
 import { choosePartitions, findOffsets } from './offset-lookup.ts'
 import { parsePosition, type Position } from './position.ts'
+import { LogQueueAdmin } from './queue-admin.ts'
+import type {
+  DeadLetterInfo,
+  DeadLetterPlace,
+  DelayedInfo,
+  QueueAdmin,
+  QueueInfo,
+  RecordExplanation,
+  RedriveInfo,
+  RedriveOptions,
+  RedriveResult,
+} from './worker-api.ts'
 
 export class LogAdmin implements Admin {
   readonly #connection: Connection
   readonly #groups: GroupAdmin
+  readonly #queues: QueueAdmin
 
   constructor(connection: Connection) {
     this.#connection = connection
     this.#groups = new LogGroupAdmin(connection)
+    this.#queues = new LogQueueAdmin(connection)
   }
 
   async createTopic(
@@ -209,6 +223,98 @@ export class LogAdmin implements Admin {
 
   resetOffsets(group: string, options: ResetOptions): Promise<readonly OffsetResetPlan[]> {
     return this.#groups.resetOffsets(group, options)
+  }
+
+  describeQueue(group: string): Promise<QueueInfo> {
+    return this.#queues.describeQueue(group)
+  }
+
+  configureQueue(
+    group: string,
+    change: Parameters<QueueAdmin['configureQueue']>[1],
+  ): Promise<QueueInfo['config']> {
+    return this.#queues.configureQueue(group, change)
+  }
+
+  pauseQueue(group: string, options?: Parameters<QueueAdmin['pauseQueue']>[1]): Promise<void> {
+    return this.#queues.pauseQueue(group, options)
+  }
+
+  resumeQueue(group: string): Promise<void> {
+    return this.#queues.resumeQueue(group)
+  }
+
+  peekQueue(
+    group: string,
+    topic: string,
+    options?: Parameters<QueueAdmin['peekQueue']>[2],
+  ): ReturnType<QueueAdmin['peekQueue']> {
+    return this.#queues.peekQueue(group, topic, options)
+  }
+
+  explainRecord(
+    group: string,
+    topic: string,
+    partition: number,
+    offset: number,
+  ): Promise<RecordExplanation> {
+    return this.#queues.explainRecord(group, topic, partition, offset)
+  }
+
+  unblockRecord(
+    group: string,
+    topic: string,
+    partition: number,
+    offset: number,
+    what: 'skip' | 'retry',
+  ): Promise<void> {
+    return this.#queues.unblockRecord(group, topic, partition, offset, what)
+  }
+
+  deadLetters(
+    place: DeadLetterPlace,
+    options?: Parameters<QueueAdmin['deadLetters']>[1],
+  ): AsyncIterable<DeadLetterInfo> {
+    return this.#queues.deadLetters(place, options)
+  }
+
+  discardDeadLetters(
+    place: DeadLetterPlace,
+    options?: Parameters<QueueAdmin['discardDeadLetters']>[1],
+  ): Promise<{ readonly discarded: number }> {
+    return this.#queues.discardDeadLetters(place, options)
+  }
+
+  redrive(place: DeadLetterPlace, options?: RedriveOptions): Promise<RedriveResult> {
+    return this.#queues.redrive(place, options)
+  }
+
+  redrives(): Promise<readonly RedriveInfo[]> {
+    return this.#queues.redrives()
+  }
+
+  cancelRedrive(taskId: string): Promise<RedriveInfo> {
+    return this.#queues.cancelRedrive(taskId)
+  }
+
+  delayed(options?: Parameters<QueueAdmin['delayed']>[0]): AsyncIterable<DelayedInfo> {
+    return this.#queues.delayed(options)
+  }
+
+  countDelayed(topic?: string): Promise<number> {
+    return this.#queues.countDelayed(topic)
+  }
+
+  cancelDelayed(delayId: string): Promise<void> {
+    return this.#queues.cancelDelayed(delayId)
+  }
+
+  updateDelayed(delayId: string, deliverAt: Date): Promise<void> {
+    return this.#queues.updateDelayed(delayId, deliverAt)
+  }
+
+  fireDelayed(delayId: string): Promise<{ readonly partition: number; readonly offset: number }> {
+    return this.#queues.fireDelayed(delayId)
   }
 }
 

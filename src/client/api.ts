@@ -8,6 +8,17 @@ import type { Consumer, ConsumerOptions } from './consumer-api.ts'
 import type { GroupAdmin } from './consumer-api.ts'
 import type { MillraceError } from './errors.ts'
 import type { Position } from './position.ts'
+import type {
+  BackoffOptions,
+  BatchHandler,
+  BatchWorkerOptions,
+  Delivery,
+  Handler,
+  QueueAdmin,
+  ReceiveOptions,
+  Worker,
+  WorkerOptions,
+} from './worker-api.ts'
 
 /** How records of a batch are packed. `zstd` needs a runtime that has it (Node 22.15 or newer). */
 export type Compression = 'none' | 'lz4' | 'gzip' | 'zstd'
@@ -27,6 +38,36 @@ export interface NewRecord<V, K = string> {
   readonly partition?: number | undefined
   /** Now, unless said otherwise. */
   readonly timestamp?: Date | undefined
+  /** What kind of work this is, for those who handle several: 1 to 128 bytes. Header `job.type`. */
+  readonly type?: string | undefined
+  /**
+   * What queue groups with `order=key` go by instead of the key: 1 to 256 bytes. Order holds within a partition, so a record without a key goes to the
+   * partition of its ordering key, and records with keys should have the same key where they have the same ordering key. Header `job.ordering_key`.
+   */
+  readonly orderingKey?: string | undefined
+  /** How often a queue group may try it, 1 to 1 000; never more often than the group's own setting says. Header `job.attempts_max`. */
+  readonly attempts?: number | undefined
+  /**
+   * How long a queue group waits after a failure, in place of its own setting: type and delays, of up to 30 days. Multiplier, cap and jitter are the
+   * group's: naming them here is INVALID_BACKOFF. Header `job.backoff`.
+   */
+  readonly backoff?: BackoffOptions | undefined
+  /**
+   * 1 to 128 bytes. Another record with the same id within the topic's `dedupe.window.ms` is not written: its receipt says `duplicate` and where the first
+   * one is. An id is looked up in one partition: that of the record's key, or without one that of the id. So the same id should come with the same key.
+   */
+  readonly dedupeId?: string | undefined
+  /**
+   * Appended so long after the broker has taken it, up to the topic's `delay.max.ms`; 0 is as if it were not there. Not together with `deliverAt`.
+   *
+   * Records with `delayMs`, `deliverAt` or `dedupeId` go by calls of their own, up to 1 000 in each and one call at a time for each topic. They are answered
+   * when they are durable, whatever `acks` says, and keep their order among each other, but not with other records. After a lost answer they are sent again
+   * until `deliveryTimeoutMs` and stay one; only a record without a dedupe id whose `deliverAt` lies in the past is there twice when the broker is killed
+   * between appending it and answering. `compression` and `idempotent` do not matter to them.
+   */
+  readonly delayMs?: number | undefined
+  /** Not appended before that time, by the broker's clock; one in the past means at once. Not together with `delayMs`. */
+  readonly deliverAt?: Date | undefined
 }
 
 export interface ReceivedRecord<V, K = string> {
@@ -61,15 +102,19 @@ export interface Batch<V, K = string> extends Iterable<ReceivedRecord<V, K>> {
   cursor(): RecordCursor
 }
 
-/** Where a record went. With acks `none` nothing is known: `offset` is then NaN. */
+/** Where a record went. With acks `none` nothing is known: `offset` is then NaN. So it is while a record waits for its time, when there is a `delayId`. */
 export interface Receipt {
   readonly topic: string
   readonly partition: number
   readonly offset: Offset
   /** The record's own, or the append time when the topic stamps it. Milliseconds since the epoch. */
   readonly timestamp: number
-  /** True when a repeat after a lost answer found the record already there. */
+  /** True when a repeat after a lost answer found the record already there, or another one with its dedupe id. */
   readonly duplicate: boolean
+  /** Of a record that waits for its time: names it for `admin.cancelDelayed` and its like. */
+  readonly delayId?: string | undefined
+  /** When a waiting record is due. Milliseconds since the epoch. */
+  readonly deliverAt?: number | undefined
 }
 
 export interface ClientLogger {
@@ -123,8 +168,39 @@ export interface Client extends AsyncDisposable {
     options: ConsumerOptions,
   ): Consumer<ValueOf<T>, KeyOf<T>>
   consumer(from: RegExp, options: ConsumerOptions): Consumer<Uint8Array, Uint8Array>
+  /**
+   * A worker of a queue group: runs the handler for the records of a topic, each leased to one worker at a time, for as many workers as there are. It begins at
+   * once. What the handler returns or throws is the record's verdict: see {@link Handler}.
+   *
+   * A handler may be given as the URL of a module, which is then run in `threads` threads: `export default (job, context) => …`, and
+   * `export const topic = topic(…)` with the codecs of the value and the key; without it a value is bytes and a key is text. Leases are renewed outside of these
+   * threads, so a handler that blocks its own holds up nothing else and loses nothing. A handler that is a function shares its thread with everything: while it
+   * computes without a pause no lease is renewed, and when it does so for longer than `leaseMs` its records come again elsewhere.
+   * @throws MillraceError INVALID_GROUP_ID, INVALID_TOPIC_NAME, INVALID_REQUEST that names the option; what the broker has to say comes by `ready()` and `closed`
+   */
+  worker<V, R = void, K = string>(
+    from: Topic<V, K>,
+    options: WorkerOptions,
+    handler: Handler<V, R, K> | URL,
+  ): Worker<V, R, K>
+  /** As {@link Client.worker}, with a handler that gets up to `batchSize` records at once. `concurrency` counts batches. */
+  batchWorker<V, K = string>(
+    from: Topic<V, K>,
+    options: BatchWorkerOptions,
+    handler: BatchHandler<V, K>,
+  ): Worker<V, void, K>
+  /**
+   * Records of a queue without a stream, for short-lived functions: up to `max` are leased with each call and yielded one by one. The program says what
+   * became of each; one of which nothing was said comes again when its lease has run out, and counts as failed. Leases are not renewed by themselves. Ends
+   * when there was nothing within `waitMs`, or by `signal`. Records that were fetched and not yielded when the loop is left are given back.
+   * @throws MillraceError as {@link Client.worker}; while iterating, what the broker answers, and UNREACHABLE after 30 s
+   */
+  receive<V, K = string>(
+    from: Topic<V, K>,
+    options: ReceiveOptions,
+  ): AsyncIterableIterator<Delivery<V, K>, void>
   readonly admin: Admin
-  /** Flushes producers, ends streams, closes connections. What has not been answered after `timeoutMs` (default 30 000) fails with CLOSED. */
+  /** Waits for the handlers of workers, flushes producers, ends streams, closes connections. What has not been answered after `timeoutMs` (default 30 000) fails with CLOSED. */
   close(options?: { readonly timeoutMs?: number }): Promise<void>
 }
 
@@ -161,7 +237,8 @@ export interface ProducerOptions {
 export interface Producer extends AsyncDisposable {
   /**
    * Resolves when the record is as safe as `acks` says. Bytes are copied before `send` returns. Waits while the buffer is full.
-   * Rejects with RECORD_TOO_LARGE, INVALID_RECORD, UNKNOWN_TOPIC, UNKNOWN_PARTITION, APPEND_TIMEOUT, CLOSED and what the broker answers.
+   * Rejects with RECORD_TOO_LARGE, INVALID_RECORD, UNKNOWN_TOPIC, UNKNOWN_PARTITION, APPEND_TIMEOUT, CLOSED and what the broker answers;
+   * INVALID_BACKOFF, INVALID_DELAY, DELAY_TOO_LONG, CONFLICTING_FIELDS, DEDUPE_MISMATCH for the options that these name.
    */
   send<V, K>(to: Topic<V, K>, record: NewRecord<V, K>): Promise<Receipt>
   /**
@@ -286,7 +363,7 @@ export interface ClusterInfo {
 }
 
 /** Administration. Reads and calls that certainly changed nothing are repeated for up to 30 s. */
-export interface Admin extends GroupAdmin {
+export interface Admin extends GroupAdmin, QueueAdmin {
   /**
    * The same name with the same partitions and settings is no error: `created` is then false. Other ones are TOPIC_EXISTS, unless `ifNotExists`.
    * Partitions default to the broker's setting. Also throws INVALID_TOPIC_NAME, INVALID_CONFIG, TOO_MANY_TOPICS.

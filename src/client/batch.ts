@@ -6,7 +6,7 @@ import type { Codec, Topic } from './codecs.ts'
 import { MillraceError, toMillraceError } from './errors.ts'
 import { isUtf8 } from 'node:buffer'
 
-const NO_HEADERS: Headers = Object.freeze({})
+export const NO_HEADERS: Headers = Object.freeze({})
 
 /** A cursor that shows only the records in [from, until). */
 class RangeCursor extends RecordCursor {
@@ -178,7 +178,8 @@ export class LogBatch<V, K> implements Batch<V, K> {
   }
 }
 
-function toHeaders(list: readonly RecordHeader[]): Headers {
+/** Headers as users see them. */
+export function toHeaders(list: readonly RecordHeader[]): Headers {
   // Without a prototype, or a header named __proto__ would set one.
   const headers = Object.create(null) as Record<string, string | Uint8Array>
   for (const { key, value } of list) {

@@ -20,12 +20,25 @@ import type {
   JoinRequest,
   JoinResponse,
   LogServiceMethods,
+  QueueServiceMethods,
+  ReceiveRequest,
   TopicServiceMethods,
 } from '../gen/types.ts'
-import { CLUSTER_SERVICE, GROUP_SERVICE, LOG_SERVICE, TOPIC_SERVICE } from '../wire/definitions.ts'
+import {
+  CLUSTER_SERVICE,
+  GROUP_SERVICE,
+  LOG_SERVICE,
+  QUEUE_SERVICE,
+  TOPIC_SERVICE,
+} from '../wire/definitions.ts'
 import { decodeErrorDetail, ERROR_TRAILER, toBrokerErrorFromDetail } from '../wire/error-detail.ts'
 import type { FetchMessage } from '../wire/fetch-codec.ts'
 import type { ProduceEnvelope, ProduceResultMessage } from '../wire/produce-codec.ts'
+import type {
+  ReceiveResponseMessage,
+  WorkRequestMessage,
+  WorkResponseMessage,
+} from '../wire/work-codec.ts'
 import type { ConnectOptions } from './api.ts'
 import { MillraceError, toMillraceError } from './errors.ts'
 
@@ -33,16 +46,20 @@ import { MillraceError, toMillraceError } from './errors.ts'
 export type UnaryMethods = ClusterServiceMethods &
   TopicServiceMethods &
   Omit<GroupServiceMethods, 'Join'> &
-  Pick<LogServiceMethods, 'ListOffsets' | 'InitProducer'>
+  Omit<QueueServiceMethods, 'Work' | 'Receive'> & {
+    Receive: { request: ReceiveRequest; response: ReceiveResponseMessage }
+  } & Pick<LogServiceMethods, 'ListOffsets' | 'InitProducer'>
 
 export type ProduceCall = ClientDuplexStream<ProduceEnvelope, readonly ProduceResultMessage[]>
 export type FetchCall = ClientReadableStream<FetchMessage>
 /** Exactly one field of a request is set. */
 export type JoinCall = ClientDuplexStream<Partial<JoinRequest>, JoinResponse>
 
-/** A member's stream. */
-export interface SessionStream {
-  readonly call: JoinCall
+export type WorkCall = ClientDuplexStream<WorkRequestMessage, WorkResponseMessage>
+
+/** A stream that has to come back when it breaks: a member's, or a worker's. */
+export interface CallStream<Call> {
+  readonly call: Call
   /** `host:port` of the other end. */
   readonly address: string
   /** It has gone silent, so its connection is not to be trusted: later streams open another. Other sessions on it are not touched. */
@@ -50,6 +67,11 @@ export interface SessionStream {
   /** Whether anything comes back over its connection, to tell a slow broker from a dead wire. Never rejects. */
   isAnswering(): Promise<boolean>
 }
+
+/** A member's stream. */
+export type SessionStream = CallStream<JoinCall>
+/** A worker's stream. */
+export type WorkStream = CallStream<WorkCall>
 
 /**
  * The server takes 1 000 streams per connection, and grpc-js queues what is above without a word: so a program with more readers or members
@@ -61,6 +83,8 @@ const MOST_CALLS_PER_CONNECTION = 500
  * to come back when it breaks.
  */
 const MOST_SESSIONS_PER_CONNECTION = 250
+/** Workers too have connections of their own: records that a reader does not take may not hold up theirs, nor the answers to what they have done. */
+const MOST_WORKERS_PER_CONNECTION = 250
 
 /** With less, reading crawls as soon as there is a network in between: 4 MB/s at 5 ms each way (DEPENDENCIES §3.2). */
 const WINDOW_BYTES: number = 4 * MIB
@@ -85,6 +109,7 @@ const UNARY: Readonly<Record<string, MethodDefinition<unknown, unknown> | undefi
   ...CLUSTER_SERVICE,
   ...TOPIC_SERVICE,
   ...GROUP_SERVICE,
+  ...QUEUE_SERVICE,
   ListOffsets: LOG_SERVICE['ListOffsets'],
   InitProducer: LOG_SERVICE['InitProducer'],
 }
@@ -182,6 +207,7 @@ export class BrokerChannel {
   readonly address: string
   readonly #calls: StreamPool
   readonly #sessions: StreamPool
+  readonly #workers: StreamPool
   #isProbing = false
 
   constructor(address: string, tls: ConnectOptions['tls'], clientId: string | undefined) {
@@ -193,6 +219,7 @@ export class BrokerChannel {
       })
     this.#calls = new StreamPool(connect, MOST_CALLS_PER_CONNECTION)
     this.#sessions = new StreamPool(connect, MOST_SESSIONS_PER_CONNECTION)
+    this.#workers = new StreamPool(connect, MOST_WORKERS_PER_CONNECTION)
   }
 
   /**
@@ -263,19 +290,32 @@ export class BrokerChannel {
 
   /** A group member's session. Its first message has to be `join`. */
   join(): SessionStream {
-    const { path, requestSerialize, responseDeserialize } = method(GROUP_SERVICE, 'Join')
-    const pooled = this.#sessions.take()
+    const stream = this.#openStream(this.#sessions, method(GROUP_SERVICE, 'Join'))
+    return stream as CallStream<unknown> as SessionStream // The method's own codecs make and take its messages.
+  }
+
+  /** A worker's session. Its first message has to be `start`. */
+  work(): WorkStream {
+    const stream = this.#openStream(this.#workers, method(QUEUE_SERVICE, 'Work'))
+    return stream as CallStream<unknown> as WorkStream // The method's own codecs make and take its messages.
+  }
+
+  #openStream(
+    pool: StreamPool,
+    { path, requestSerialize, responseDeserialize }: MethodDefinition<unknown, unknown>,
+  ): CallStream<ClientDuplexStream<unknown, unknown>> {
+    const pooled = pool.take()
     const call = pooled.client.makeBidiStreamRequest(path, requestSerialize, responseDeserialize)
-    this.#sessions.note(pooled, call)
+    pool.note(pooled, call)
     call.once('error', () => this.#probe())
     return {
-      call: call as JoinCall, // The method's own codecs make and take these.
+      call,
       address: this.address,
       discard: () => {
-        this.#sessions.discard(pooled)
+        pool.discard(pooled)
         this.#probe()
       },
-      isAnswering: () => this.#isAnswering(this.#sessions, pooled),
+      isAnswering: () => this.#isAnswering(pool, pooled),
     }
   }
 
@@ -308,6 +348,7 @@ export class BrokerChannel {
   close(): void {
     this.#calls.close()
     this.#sessions.close()
+    this.#workers.close()
   }
 }
 

@@ -19,10 +19,23 @@ import type { Consumer, ConsumerOptions } from './consumer-api.ts'
 import { MillraceError } from './errors.ts'
 import { LogProducer } from './producer.ts'
 import { LogReader } from './reader.ts'
+import { Receiver } from './receive.ts'
+import { type ClosableWorker, createBatchWorker, createWorker } from './worker.ts'
+import type {
+  BatchHandler,
+  BatchWorkerOptions,
+  Delivery,
+  Handler,
+  ReceiveOptions,
+  Worker,
+  WorkerOptions,
+} from './worker-api.ts'
 
 const DEFAULT_TARGET = 'localhost:9292'
 const CONNECT_TIMEOUT_MS = 10_000
 const CLOSE_TIMEOUT_MS = 30_000
+/** Of the time that closing may take, how much handlers of workers have to finish. The rest is for giving back what they have not. */
+const WORKERS_SHARE = 0.75
 
 interface Closable {
   close(): Promise<void>
@@ -35,6 +48,7 @@ class LogClient implements Client {
   readonly #producers: Set<LogProducer> = new Set()
   readonly #readers: Set<{ close(): Promise<void> }> = new Set()
   readonly #consumers: Set<Closable> = new Set()
+  readonly #workers: Set<ClosableWorker> = new Set()
   #closing: Promise<void> | undefined
 
   constructor(connection: Connection) {
@@ -79,6 +93,40 @@ class LogClient implements Client {
     return consumer
   }
 
+  worker<V, R = void, K = string>(
+    from: Topic<V, K>,
+    options: WorkerOptions,
+    handler: Handler<V, R, K> | URL,
+  ): Worker<V, R, K> {
+    this.#checkOpen()
+    const worker = createWorker(this.#connection, from, options, handler, (closed) => {
+      this.#workers.delete(closed)
+    })
+    this.#workers.add(worker)
+    return worker
+  }
+
+  batchWorker<V, K = string>(
+    from: Topic<V, K>,
+    options: BatchWorkerOptions,
+    handler: BatchHandler<V, K>,
+  ): Worker<V, void, K> {
+    this.#checkOpen()
+    const worker = createBatchWorker(this.#connection, from, options, handler, (closed) => {
+      this.#workers.delete(closed)
+    })
+    this.#workers.add(worker)
+    return worker
+  }
+
+  receive<V, K = string>(
+    from: Topic<V, K>,
+    options: ReceiveOptions,
+  ): AsyncIterableIterator<Delivery<V, K>, void> {
+    this.#checkOpen()
+    return new Receiver(this.#connection, from, options).iterate()
+  }
+
   close(options: { readonly timeoutMs?: number } = {}): Promise<void> {
     this.#closing ??= this.#close(options.timeoutMs ?? CLOSE_TIMEOUT_MS)
     return this.#closing
@@ -96,12 +144,16 @@ class LogClient implements Client {
         { timeoutMs },
       )
       for (const consumer of this.#consumers) consumer.abandon(error)
+      for (const worker of this.#workers) worker.abandon(error)
       for (const producer of this.#producers) producer.abandon(error)
     })
     try {
       const closing = [...this.#readers].map((reader) => reader.close())
       // Their handlers may still be sending by one of the producers.
-      const results = await Promise.allSettled([...this.#consumers].map((one) => one.close()))
+      const results = await Promise.allSettled([
+        ...[...this.#consumers].map((one) => one.close()),
+        ...[...this.#workers].map((one) => one.close({ timeoutMs: timeoutMs * WORKERS_SHARE })),
+      ])
       const producers = [...this.#producers].map((producer) => producer.close())
       results.push(...(await Promise.allSettled([...closing, ...producers])))
       for (const result of results) if (result.status === 'rejected') throw result.reason

@@ -1,10 +1,15 @@
 import { type Clock, holdProcess, sleep } from '../common/clock.ts'
-import { isErrorCode } from '../common/errors.ts'
+import { type ErrorCode, isErrorCode } from '../common/errors.ts'
 import type { Random } from '../common/random.ts'
 import { MINUTE_MS, SECOND_MS } from '../common/units.ts'
 import type { MetadataResponse, TopicMetadata } from '../gen/types.ts'
 import type { ClientLogger, ConnectOptions } from './api.ts'
-import { BrokerChannel, type SessionStream, type UnaryMethods } from './broker-channel.ts'
+import {
+  BrokerChannel,
+  type SessionStream,
+  type UnaryMethods,
+  type WorkStream,
+} from './broker-channel.ts'
 import { MillraceError, toMillraceError } from './errors.ts'
 import { checkNumbers } from './request-check.ts'
 import { Backoff } from './retry.ts'
@@ -15,6 +20,14 @@ const ROUTE_AGE_MS: number = 5 * MINUTE_MS
 const CALL_TIMEOUT_MS: number = 30 * SECOND_MS
 /** Of one try of a repeated call: a connection that has gone silent must not use up all the time. */
 const TRY_TIMEOUT_MS: number = 10 * SECOND_MS
+
+/** After these errors the route that we know may be wrong. */
+export const STALE_ROUTE: ReadonlySet<ErrorCode> = new Set<ErrorCode>([
+  'NOT_LEADER',
+  'UNKNOWN_TOPIC',
+  'UNKNOWN_TOPIC_ID',
+  'UNKNOWN_PARTITION',
+])
 
 /** Where the partitions of a topic are served, as of `fetchedMs` (monotonic). */
 export interface TopicRoute {
@@ -143,6 +156,11 @@ export class Connection {
     return this.leader(brokerId).join()
   }
 
+  /** Opens a stream for a worker, at the broker that coordinates its group. @throws MillraceError CLOSED */
+  openWork(brokerId: number): WorkStream {
+    return this.leader(brokerId).work()
+  }
+
   /**
    * The id of the broker that coordinates a group. Asked for once, until {@link forgetCoordinator}. Callers that come while that is under way share
    * the answer.
@@ -195,7 +213,7 @@ export class Connection {
 
   /**
    * One call, repeated while that is harmless: `isRead` calls after any failure that may pass, others only when nothing was changed for
-   * certain. Gives up after 30 s. With `group` the call goes to that group's coordinator.
+   * certain. Gives up after 30 s, and at once on an error `notAgain`. With `group` the call goes to that group's coordinator.
    */
   async call<Name extends keyof UnaryMethods>(
     name: Name,
@@ -206,6 +224,7 @@ export class Connection {
       readonly group?: string | undefined
       readonly signal?: AbortSignal | undefined
       readonly timeoutMs?: number | undefined
+      readonly notAgain?: ErrorCode | undefined
     },
   ): Promise<UnaryMethods[Name]['response']> {
     checkNumbers(request)
@@ -229,7 +248,7 @@ export class Connection {
           const failure = toMillraceError(error)
           if (signal?.aborted === true) throw failure
           this.#checkOpen()
-          const isHarmless = isRead || failure.noSideEffects
+          const isHarmless = (isRead || failure.noSideEffects) && failure.code !== options.notAgain
           const delayMs = Math.max(backoff.nextDelayMs(), retryAfterMs(failure))
           if (!failure.retryable || !isHarmless || this.clock.monotonicMs() + delayMs >= endMs) {
             throw failure

@@ -18,6 +18,11 @@ export class PartitionChooser {
     this.#random = random
   }
 
+  /** True when only the program knows how keys choose: the broker's rule is Kafka's. */
+  get isCustom(): boolean {
+    return typeof this.#kind === 'function'
+  }
+
   /** True when {@link choose} looks at the key, which must then be encoded before it. */
   needsKey(partitions: number): boolean {
     if (typeof this.#kind === 'function') return true

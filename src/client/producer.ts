@@ -1,144 +1,34 @@
-import { BufferPool } from '../bytes/buffer-pool.ts'
-import { Ring } from '../bytes/ring.ts'
-import type { Acks } from '../common/acks.ts'
 import { type CancelTimer, type Clock, holdProcess } from '../common/clock.ts'
-import { BrokerError } from '../common/errors.ts'
-import { KIB, MIB } from '../common/units.ts'
 import type { RecordHeader } from '../record/batch-builder.ts'
 import { BATCH_HEADER_BYTES } from '../record/batch-header.ts'
-import { isCompressionAvailable } from '../record/compression.ts'
-import type { Compression, Headers, NewRecord, Producer, ProducerOptions, Receipt } from './api.ts'
-import {
-  type AccumulatorOwner,
-  FlushWaiter,
-  PartitionAccumulator,
-  type ProducerIdentity,
-} from './batch-accumulator.ts'
+import type { NewRecord, Producer, ProducerOptions, Receipt } from './api.ts'
+import { FlushWaiter, type ProducerIdentity } from './batch-accumulator.ts'
 import { findTextEncoder, type Codec, type Topic } from './codecs.ts'
-import { type Connection, retryAfterMs, type TopicRoute } from './connection.ts'
+import { type Connection, retryAfterMs, STALE_ROUTE, type TopicRoute } from './connection.ts'
+import {
+  checkSize,
+  copyBytes,
+  copyOf,
+  type Encoded,
+  encodeHeaders,
+  measureRecord,
+  noPartition,
+  type Placement,
+  RECORD_OVERHEAD_BYTES,
+  toSendError,
+} from './encoded-record.ts'
 import { MillraceError, toMillraceError } from './errors.ts'
-import { PartitionChooser } from './partitioner.ts'
 import { ProduceLink } from './produce-link.ts'
-import { Backoff } from './retry.ts'
+import { Lane, LaneAccumulator, type Parked } from './producer-lane.ts'
+import { type ProducerSettings, toSettings } from './producer-settings.ts'
+import { toDeferredRecord, encodeJobHeaders, findDeferral, hasSendOptions } from './send-options.ts'
 
-type Encoded = Uint8Array | string | undefined
-
-/** What a record may take beside its key, value and headers: lengths, deltas, attributes. */
-const RECORD_OVERHEAD_BYTES = 36
 /** A UTF-16 unit takes at most three bytes of UTF-8. */
 const MOST_BYTES_PER_UNIT = 3
 /** How long closing waits for the broker to have taken what was sent without wanting an answer. */
 const LAST_WORD_MS = 5000
-/** Batch buffers kept for the next batches: what six partitions have under way. */
-const POOLED_BUFFERS = 32
 const RECORDS_PER_STAMP = 64
 const EXPIRY_CHECK_MS = 1_000
-
-/** After these the route that we know may be wrong. */
-const STALE_ROUTE: ReadonlySet<string> = new Set([
-  'NOT_LEADER',
-  'UNKNOWN_TOPIC',
-  'UNKNOWN_TOPIC_ID',
-  'UNKNOWN_PARTITION',
-])
-
-interface Settings {
-  readonly acks: Acks
-  readonly idempotent: boolean
-  readonly compression: Compression
-  readonly lingerMs: number
-  readonly batchBytes: number
-  readonly maxInFlight: number
-  readonly pool: BufferPool
-  readonly bufferBytes: number
-  readonly deliveryTimeoutMs: number
-  readonly partitioner: ProducerOptions['partitioner']
-}
-
-/** A record that waits for its topic's metadata or for room in the buffer: encoded, its bytes our own. */
-interface Parked {
-  readonly key: Encoded
-  readonly value: Encoded
-  readonly timestampMs: number
-  readonly headers: readonly RecordHeader[] | undefined
-  readonly partition: number | undefined
-  /** Of a send: takes its receipt, to come. */
-  readonly resolve: ((receipt: Promise<Receipt>) => void) | undefined
-  readonly bytes: number
-  readonly createdMs: number
-  waiters: FlushWaiter[] | undefined
-}
-
-class LaneAccumulator extends PartitionAccumulator {
-  readonly lane: Lane
-  readonly backoff: Backoff
-  /** Where batches under way have gone. */
-  link: ProduceLink<LaneAccumulator> | undefined
-  /** Waits for the end of its turn, to be sealed with what has come by then. */
-  isScheduled = false
-  /** Waits before trying again. */
-  isPaused = false
-  isAskingIdentity = false
-  hadIdentity = false
-
-  constructor(lane: Lane, partition: number, batchBytes: number, settings: Settings) {
-    super(
-      {
-        topic: lane.topic,
-        partition,
-        batchBytes,
-        compression: settings.compression,
-        maxInFlight: settings.maxInFlight,
-        idempotent: settings.idempotent,
-        answered: settings.acks !== 'none',
-        pool: settings.pool,
-        clock: lane.clock,
-      },
-      lane,
-    )
-    this.lane = lane
-    this.backoff = lane.newBackoff()
-  }
-}
-
-/** One topic of one producer. */
-class Lane implements AccumulatorOwner {
-  readonly topic: string
-  readonly clock: Clock
-  readonly chooser: PartitionChooser
-  readonly parked: Ring<Parked> = new Ring()
-  readonly newBackoff: () => Backoff
-  readonly #owner: Pick<AccumulatorOwner, 'released' | 'postFailed'>
-  accumulators: LaneAccumulator[] = []
-  route: TopicRoute | undefined
-  surelyFitsBytes = 0
-  isLoading = false
-
-  constructor(
-    topic: string,
-    connection: Connection,
-    settings: Settings,
-    owner: Pick<AccumulatorOwner, 'released' | 'postFailed'>,
-  ) {
-    this.topic = topic
-    this.clock = connection.clock
-    this.chooser = new PartitionChooser(settings.partitioner, connection.random)
-    this.newBackoff = () => new Backoff(connection.random)
-    this.#owner = owner
-  }
-
-  released(bufferedBytes: number): void {
-    this.#owner.released(bufferedBytes)
-  }
-
-  postFailed(error: MillraceError, records: number): void {
-    this.#owner.postFailed(error, records)
-  }
-
-  sealed(partition: number): void {
-    this.chooser.batchSealed(partition, this.accumulators.length)
-  }
-}
 
 /** A topic handle as this producer sees it. */
 interface Handle {
@@ -154,7 +44,7 @@ interface Handle {
 export class LogProducer implements Producer {
   readonly #connection: Connection
   readonly #clock: Clock
-  readonly #settings: Settings
+  readonly #settings: ProducerSettings
   readonly #onClosed: (producer: LogProducer) => void
   readonly #handles: Map<unknown, Handle> = new Map()
   readonly #lanes: Map<string, Lane> = new Map()
@@ -287,6 +177,7 @@ export class LogProducer implements Producer {
         this.#seal(accumulator)
         this.#pump(accumulator)
       }
+      lane.delayed.addWaiter(waiter)
     }
     waiter.settled()
     await abortable(waiter.done, options.signal)
@@ -310,6 +201,7 @@ export class LogProducer implements Producer {
     for (const lane of this.#lanes.values()) {
       this.#failParked(lane, error)
       for (const accumulator of lane.accumulators) accumulator.failAll(error)
+      lane.delayed.failAll(error)
     }
     this.#wakeReady()
     this.#onClosed(this)
@@ -347,7 +239,20 @@ export class LogProducer implements Producer {
     }
     const value = given === null ? undefined : handle.encodeValue(given)
     const key = record.key === undefined ? undefined : handle.encodeKey(record.key)
-    const headers = record.headers === undefined ? undefined : encodeHeaders(record.headers)
+    let placement: Placement = record.partition
+    let headers: readonly RecordHeader[] | undefined
+    if (hasSendOptions(record)) {
+      headers = encodeJobHeaders(record)
+      // Records of one ordering key can be kept in order only where they lie in one partition.
+      if (key === undefined && record.orderingKey !== undefined) {
+        placement ??= Buffer.from(record.orderingKey, 'utf8')
+      }
+      const deferral = findDeferral(record)
+      if (deferral !== undefined) {
+        const deferred = toDeferredRecord(record, deferral, key, value, headers, placement)
+        return lane.delayed.add(deferred, wantsReceipt)
+      }
+    } else if (record.headers !== undefined) headers = encodeHeaders(record.headers)
     const timestampMs = record.timestamp === undefined ? this.#nowMs() : record.timestamp.getTime()
     const mustWait =
       lane.route === undefined ||
@@ -355,14 +260,14 @@ export class LogProducer implements Producer {
       (wantsReceipt && this.#buffered >= this.#settings.bufferBytes)
     if (mustWait) {
       if (!wantsReceipt) {
-        this.#park(lane, key, value, timestampMs, headers, record.partition, undefined)
+        this.#park(lane, key, value, timestampMs, headers, placement, undefined)
         return undefined
       }
       return new Promise((resolve) => {
-        this.#park(lane, key, value, timestampMs, headers, record.partition, resolve)
+        this.#park(lane, key, value, timestampMs, headers, placement, resolve)
       })
     }
-    const accumulator = this.#append(lane, key, value, timestampMs, headers, record.partition)
+    const accumulator = this.#append(lane, key, value, timestampMs, headers, placement)
     return wantsReceipt ? accumulator.promiseReceipt(timestampMs) : undefined
   }
 
@@ -395,23 +300,28 @@ export class LogProducer implements Producer {
     value: Encoded,
     timestampMs: number,
     headers: readonly RecordHeader[] | undefined,
-    wanted: number | undefined,
+    placement: Placement,
   ): LaneAccumulator {
     const accumulators = lane.accumulators
     let partition: number
-    if (wanted !== undefined) partition = wanted
-    else if (typeof key !== 'string') partition = lane.chooser.choose(key, accumulators.length)
+    if (placement !== undefined) {
+      partition =
+        typeof placement === 'number'
+          ? placement
+          : lane.chooser.choose(placement, accumulators.length)
+    } else if (typeof key !== 'string') partition = lane.chooser.choose(key, accumulators.length)
     else if (lane.chooser.needsKey(accumulators.length)) {
       // Hashed as bytes, so written as bytes: the text is encoded once.
       key = Buffer.from(key, 'utf8')
       partition = lane.chooser.choose(key, accumulators.length)
     } else partition = lane.chooser.choose(undefined, accumulators.length)
     const accumulator = accumulators[partition]
-    if (accumulator === undefined) throw noPartition(lane, partition)
+    if (accumulator === undefined) throw noPartition(lane.topic, partition, accumulators.length)
     const units = (key?.length ?? 0) + (value?.length ?? 0)
     // Nearly all records are far too small to be too large: these are not measured.
     if (headers !== undefined || units * MOST_BYTES_PER_UNIT > lane.surelyFitsBytes) {
-      checkSize(lane, key, value, headers)
+      const limit = lane.route?.maxBatchBytes ?? 0
+      checkSize(lane.topic, limit, measureRecord(key, value, headers))
     }
     const isQuiet = this.#buffered === 0
     this.#buffered += accumulator.append(key, value, timestampMs, headers)
@@ -669,6 +579,11 @@ export class LogProducer implements Producer {
             this.#buffered -= bytes
           },
           postFailed: (error, records) => this.#postFailed(error, records),
+          taken: (bytes) => {
+            if (this.#buffered === 0 && this.#parkedRecords === 0) this.#woke()
+            this.#buffered += bytes
+          },
+          progressed: () => this.#afterRelease(),
         })
         this.#lanes.set(to.name, lane)
       }
@@ -723,7 +638,7 @@ export class LogProducer implements Producer {
     value: Encoded,
     timestampMs: number,
     headers: readonly RecordHeader[] | undefined,
-    partition: number | undefined,
+    placement: Placement,
     resolve: Parked['resolve'],
   ): void {
     const bytes = (key?.length ?? 0) + (value?.length ?? 0) + RECORD_OVERHEAD_BYTES
@@ -733,7 +648,7 @@ export class LogProducer implements Producer {
       value: copyOf(value),
       timestampMs,
       headers: headers?.map((header) => ({ key: header.key, value: copyBytes(header.value) })),
-      partition,
+      placement,
       resolve,
       bytes,
       createdMs: this.#clock.monotonicMs(),
@@ -751,9 +666,9 @@ export class LogProducer implements Producer {
     while (lane.parked.length > 0 && this.#buffered < this.#settings.bufferBytes) {
       const record = this.#takeParked(lane)
       if (record === undefined) return
-      const { key, value, timestampMs, headers, partition, resolve, waiters } = record
+      const { key, value, timestampMs, headers, placement, resolve, waiters } = record
       try {
-        const accumulator = this.#append(lane, key, value, timestampMs, headers, partition)
+        const accumulator = this.#append(lane, key, value, timestampMs, headers, placement)
         resolve?.(accumulator.promiseReceipt(timestampMs))
         // All that was parked before it lies in these batches by now, or has been answered.
         for (const waiter of waiters ?? []) {
@@ -847,6 +762,7 @@ export class LogProducer implements Producer {
         accumulator.expire(deadlineMs, makeError)
         if (accumulator.isHalted && accumulator.isQuiesced) this.#recover(accumulator, undefined)
       }
+      lane.delayed.expire(deadlineMs, makeError)
       for (let first = lane.parked.peek(); first !== undefined; first = lane.parked.peek()) {
         if (first.createdMs > deadlineMs) break
         this.#takeParked(lane)
@@ -897,120 +813,10 @@ export class LogProducer implements Producer {
   }
 }
 
-function toSettings(options: ProducerOptions): Settings {
-  const acks = options.acks ?? 'durable'
-  if (acks === 'none' && options.idempotent === true) {
-    throw new MillraceError(
-      'INVALID_REQUEST',
-      'acks none cannot be idempotent: nothing is answered, so nothing is sent again',
-      { field: 'idempotent' },
-    )
-  }
-  const compression = options.compression ?? 'none'
-  if (!isCompressionAvailable(compression)) {
-    throw new MillraceError(
-      'UNSUPPORTED_CODEC',
-      `${compression} compression is not available in this process`,
-      { compression },
-    )
-  }
-  return {
-    acks,
-    idempotent: acks !== 'none' && (options.idempotent ?? true),
-    compression,
-    lingerMs: bounded('lingerMs', options.lingerMs ?? 5, 0, 60_000),
-    batchBytes: bounded('batchBytes', options.batchBytes ?? 256 * KIB, KIB, 8 * MIB),
-    maxInFlight: bounded('maxInFlight', options.maxInFlight ?? 5, 1, 5),
-    pool: new BufferPool(POOLED_BUFFERS),
-    bufferBytes: bounded('bufferBytes', options.bufferBytes ?? 32 * MIB, KIB, 2 ** 40),
-    deliveryTimeoutMs: bounded(
-      'deliveryTimeoutMs',
-      options.deliveryTimeoutMs ?? 120_000,
-      1,
-      2 ** 40,
-    ),
-    partitioner: options.partitioner,
-  }
-}
-
-function bounded(field: string, value: number, least: number, most: number): number {
-  if (value >= least && value <= most) return value // False for NaN.
-  throw new MillraceError(
-    'INVALID_REQUEST',
-    `${field} is ${value}: it must lie in [${least}, ${most}]`,
-    { field, actual: value },
-  )
-}
-
 function encoderOf<T>(codec: Codec<T>): (value: unknown) => Uint8Array | string {
   // The topic's type ties its codecs to the values that `send` takes for it.
   const encode = findTextEncoder(codec) ?? ((value: T) => codec.encode(value))
   return encode as (value: unknown) => Uint8Array | string
-}
-
-const NO_BYTES: Uint8Array = new Uint8Array(0)
-
-function encodeHeaders(headers: Headers): RecordHeader[] | undefined {
-  const encoded: RecordHeader[] = []
-  for (const key of Object.keys(headers)) {
-    const value = headers[key]
-    const bytes = typeof value === 'string' ? Buffer.from(value, 'utf8') : (value ?? NO_BYTES)
-    encoded.push({ key, value: bytes })
-  }
-  return encoded.length === 0 ? undefined : encoded
-}
-
-function byteLength(value: Encoded): number {
-  if (value === undefined) return 0
-  return typeof value === 'string' ? Buffer.byteLength(value) : value.length
-}
-
-function checkSize(
-  lane: Lane,
-  key: Encoded,
-  value: Encoded,
-  headers: readonly RecordHeader[] | undefined,
-): void {
-  const limit = lane.route?.maxBatchBytes ?? 0
-  let actual = BATCH_HEADER_BYTES + RECORD_OVERHEAD_BYTES + byteLength(key) + byteLength(value)
-  for (const header of headers ?? []) {
-    actual += Buffer.byteLength(header.key) + (header.value?.length ?? 0) + 10
-  }
-  if (limit === 0 || actual <= limit) return
-  throw new MillraceError(
-    'RECORD_TOO_LARGE',
-    `a record of ${actual} bytes, its batch's header included, does not fit into ${lane.topic}, whose limit is ${limit} (max.message.bytes)`,
-    { topic: lane.topic, actual, limit },
-  )
-}
-
-function noPartition(lane: Lane, partition: number): MillraceError {
-  const partitions = lane.accumulators.length
-  const isIndex = Number.isInteger(partition) && partition >= 0
-  return new MillraceError(
-    isIndex ? 'UNKNOWN_PARTITION' : 'INVALID_PARTITION',
-    `${lane.topic} has no partition ${partition}: it has ${partitions}, counted from 0`,
-    { topic: lane.topic, partition, partitions },
-  )
-}
-
-function toSendError(error: unknown, topic: string): MillraceError {
-  if (error instanceof BrokerError) return toMillraceError(error)
-  const message = error instanceof Error ? error.message : String(error)
-  return new MillraceError(
-    'INVALID_RECORD',
-    `a record for ${topic} could not be encoded: ${message}`,
-    { topic },
-    error,
-  )
-}
-
-function copyOf(value: Encoded): Encoded {
-  return typeof value === 'string' ? value : copyBytes(value)
-}
-
-function copyBytes(value: Uint8Array | undefined): Uint8Array | undefined {
-  return value === undefined ? undefined : Uint8Array.from(value)
 }
 
 /** Waits for `promise`, or rejects with the signal's reason. */

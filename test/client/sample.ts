@@ -5,6 +5,8 @@ import {
   json,
   MillraceError,
   type Offset,
+  RejectError,
+  ReleaseError,
   text,
   topic,
 } from '../../src/client/index.ts'
@@ -87,6 +89,35 @@ export async function everything(mill: Client): Promise<void> {
   }
   for await (const { value } of mill.consumer(/^logs\./, { group: 'logs' })) {
     console.log(value?.length)
+  }
+}
+
+/** A work queue on the same log: return accepts, throwing retries with backoff. */
+export async function mail(mill: Client): Promise<void> {
+  const emails = topic('emails', { value: json<{ to: string; template: string }>() })
+  const options = { group: 'mailer', concurrency: 50, leaseMs: 30_000 }
+  await using mailer = mill.worker(emails, options, async (job, { signal }) => {
+    if (job.value === null) throw new RejectError('empty mail') // Straight to the dead letters.
+    const answer = await fetch('http://localhost:2525', { method: 'POST', signal })
+    if (answer.status === 429) throw new ReleaseError({ delayMs: 10_000 }) // Not a failure, just later.
+    console.log(`sent on try ${job.deliveryCount}`)
+    return { status: answer.status }
+  })
+  mailer.on('completed', ({ result }) => console.log(result.status))
+  for await (const event of mailer.events()) {
+    if (event.type === 'dead') console.error(event.job.offset, event.error)
+  }
+  mill.worker(emails, { group: 'images', threads: 4 }, new URL('file:///srv/resize.js'))
+  mill.batchWorker(emails, { group: 'archive', batchSize: 500 }, async (jobs) => {
+    await Promise.all(jobs.map((job) => job.accept()))
+  })
+  // By hand, for short-lived functions.
+  for await (const job of mill.receive(emails, { group: 'mailer', max: 10, waitMs: 20_000 })) {
+    try {
+      await job.accept()
+    } catch (error) {
+      await job.retry(error, { delayMs: 5_000 })
+    }
   }
 }
 
