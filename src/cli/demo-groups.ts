@@ -1,8 +1,7 @@
 import { spawn } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
 import { createInterface } from 'node:readline'
-import { MAIN, demoEnvironment } from './demo-parts.ts'
+import { MAIN, codeOf, demoEnvironment, showCommand, wait } from './demo-parts.ts'
 import type { DemoBroker, Narrator } from './demo-parts.ts'
 import { EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED } from './io.ts'
 import { formatPartitions } from './partition-names.ts'
@@ -222,11 +221,11 @@ class GroupScene {
 
   async #reset(): Promise<string | undefined> {
     const before = await this.#client.admin.groupOffsets(GROUP)
-    const dry = await this.#run(['group', 'reset', GROUP, '--to', 'start', '--dry-run'])
+    const dry = await this.#run('--dry-run')
     if (dry !== EXIT_DONE) return `the dry run ended with code ${dry}`
     const after = await this.#client.admin.groupOffsets(GROUP)
     if (JSON.stringify(before) !== JSON.stringify(after)) return 'a dry run has changed offsets'
-    const done = await this.#run(['group', 'reset', GROUP, '--to', 'start', '--yes'], 1)
+    const done = await this.#run('--yes', 1)
     if (done !== EXIT_DONE) return `the reset ended with code ${done}`
     const again = new Printed()
     const member = new DemoMember('A', this.#address, again, ['--no-follow'])
@@ -242,20 +241,9 @@ class GroupScene {
     return undefined
   }
 
-  /** Runs a command and shows what it prints, or the last lines of it. */
-  async #run(argv: readonly string[], lines = Infinity): Promise<number | null> {
-    this.#show.line(`$ millrace ${argv.join(' ')}`)
-    const child = spawn(process.execPath, [MAIN, ...argv, '--server', this.#address], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      env: demoEnvironment(),
-    })
-    const pieces: Buffer[] = []
-    child.stdout.on('data', (piece: Buffer) => pieces.push(piece))
-    child.stderr.on('data', (piece: Buffer) => pieces.push(piece))
-    const code = await codeOf(child)
-    const printed = Buffer.concat(pieces).toString().trimEnd().split('\n')
-    for (const line of printed.slice(-lines)) this.#show.line(`  ${line}`)
-    return code
+  async #run(flag: string, lines?: number): Promise<number | null> {
+    const argv = ['group', 'reset', GROUP, '--to', 'start', flag]
+    return (await showCommand(this.#show, this.#address, argv, { lines })).code
   }
 
   async #find(): Promise<GroupDetails | undefined> {
@@ -393,15 +381,4 @@ class DemoMember {
     this.#killed = true
     this.#child.kill(signal)
   }
-}
-
-async function codeOf(child: ChildProcess): Promise<number | null> {
-  const [code] = (await once(child, 'close')) as unknown[]
-  return typeof code === 'number' ? code : null
-}
-
-function wait(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms)
-  })
 }

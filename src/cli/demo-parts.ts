@@ -69,6 +69,48 @@ export class DemoBroker {
   }
 }
 
+export interface ShownCommand {
+  readonly code: number | null
+  readonly out: string
+}
+
+/** Runs a command to its end and shows what it prints, or the last lines of it. */
+export async function showCommand(
+  show: Narrator,
+  address: string,
+  argv: readonly string[],
+  options: { readonly lines?: number | undefined; readonly as?: string } = {},
+): Promise<ShownCommand> {
+  show.line(`$ millrace ${options.as ?? argv.join(' ')}`)
+  const child = spawn(process.execPath, [MAIN, ...argv, '--server', address], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: demoEnvironment(),
+  })
+  const pieces: Buffer[] = []
+  const out: Buffer[] = []
+  child.stdout.on('data', (piece: Buffer) => {
+    pieces.push(piece)
+    out.push(piece)
+  })
+  child.stderr.on('data', (piece: Buffer) => pieces.push(piece))
+  const code = await codeOf(child)
+  const { lines = Infinity } = options
+  const printed = Buffer.concat(pieces).toString().trimEnd().split('\n')
+  for (const line of lines === 0 ? [] : printed.slice(-lines)) show.line(`  ${line}`)
+  return { code, out: Buffer.concat(out).toString() }
+}
+
+export async function codeOf(child: ChildProcess): Promise<number | null> {
+  const [code] = (await once(child, 'close')) as unknown[]
+  return typeof code === 'number' ? code : null
+}
+
+export function wait(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, ms)
+  })
+}
+
 /** Long enough to read a line or two; a scene comes to about twenty seconds. */
 const PAUSE_MS = 2_200
 

@@ -4,10 +4,11 @@ import { join } from 'node:path'
 import { showGroups } from './demo-groups.ts'
 import { showLog } from './demo-log.ts'
 import { DemoBroker, Narrator } from './demo-parts.ts'
+import { showQueues } from './demo-queues.ts'
 import type { CliIo } from './io.ts'
 import { EXIT_DONE, Interrupt } from './io.ts'
 
-export type DemoScene = 'log' | 'groups'
+export type DemoScene = 'log' | 'groups' | 'queues'
 
 export interface DemoOptions {
   /** Without the pauses that let people read. */
@@ -24,6 +25,7 @@ type PlayScene = (
 const SCENES: Readonly<Record<DemoScene, { readonly title: string; readonly play: PlayScene }>> = {
   log: { title: 'The log: what was acknowledged is there.', play: showLog },
   groups: { title: 'Groups: consumers that share the work.', play: showGroups },
+  queues: { title: 'Queues: work that is done, retried, or kept for later.', play: showQueues },
 }
 
 /**

@@ -16,7 +16,7 @@
 import { isUtf8 } from 'node:buffer'
 import type { HeaderField, RecordFields } from './record-fields.ts'
 import { viewOf } from './record-fields.ts'
-import type { Output } from './output.ts'
+import type { ByteSink } from './output.ts'
 import { BrokerError } from '../common/errors.ts'
 
 const NEWLINE = 0x0a
@@ -32,7 +32,7 @@ export function writeEnvelope(
   topic: string,
   partition: number,
   record: RecordFields,
-  out: Output,
+  out: ByteSink,
   options: EnvelopeOptions,
 ): void {
   out.writeText(prefixOf(topic, partition))
@@ -78,6 +78,18 @@ export function writeEnvelope(
   out.writeByte(options.delimiter)
 }
 
+/** The envelope of one record as a text, without a newline, for where it stands inside of other JSON. */
+export function envelopeText(topic: string, partition: number, record: RecordFields): string {
+  const pieces: Buffer[] = []
+  const sink: ByteSink = {
+    write: (source, start, end) => pieces.push(Buffer.from(source.subarray(start, end))),
+    writeByte: (byte) => pieces.push(Buffer.of(byte)),
+    writeText: (text) => pieces.push(Buffer.from(text)),
+  }
+  writeEnvelope(topic, partition, record, sink, { metaOnly: false, delimiter: NEWLINE })
+  return Buffer.concat(pieces).toString('utf8').trimEnd()
+}
+
 let lastTopic = ''
 let lastPartition = -1
 let lastPrefix = ''
@@ -95,7 +107,7 @@ function prefixOf(topic: string, partition: number): string {
 const QUOTE = 0x22
 const BACKSLASH = 0x5c
 
-function writeText(bytes: Buffer, before: string, flag: string, out: Output): void {
+function writeText(bytes: Buffer, before: string, flag: string, out: ByteSink): void {
   out.writeText(before)
   // Plain ASCII, which most keys and log lines are, stands in JSON as it is: 4 times as fast as by way of a string.
   if (isPlainText(bytes)) {

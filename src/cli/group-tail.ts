@@ -6,6 +6,7 @@ import { EXIT_DONE, Interrupt, say } from './io.ts'
 import { Output } from './output.ts'
 import { formatTopicPartitions } from './partition-names.ts'
 import { formatCount } from './progress-line.ts'
+import { fieldsOf } from './record-fields.ts'
 import type { RecordFields } from './record-fields.ts'
 import { withClient } from './session.ts'
 import { compileOutput } from './tail-output.ts'
@@ -341,7 +342,7 @@ export class GroupRun {
    */
   async #feed(pipe: CommandPipe, record: ReceivedRecord<Uint8Array, Uint8Array>): Promise<void> {
     const { filter, limit } = this.#output
-    const fields = toFields(record)
+    const fields = fieldsOf(record)
     if (filter?.(fields) === false) return
     if (this.#stop.signal.aborted) throw new Stopped('interrupted')
     const isDone = await pipe.run(record.topic, record.partition, fields)
@@ -350,29 +351,6 @@ export class GroupRun {
     this.#idle.touch()
     this.count++
     if (this.count >= limit) this.#stop.abort()
-  }
-}
-
-const NO_BYTES = new Uint8Array(0)
-
-/** A record as filters and commands look at it. */
-function toFields(record: ReceivedRecord<Uint8Array, Uint8Array>): RecordFields {
-  const { key, value, headers } = record
-  const keyEnd = key?.length ?? 0
-  const list = Object.entries(headers).map(([name, content]) => ({
-    key: name,
-    value: typeof content === 'string' ? Buffer.from(content) : content,
-  }))
-  return {
-    bytes: Buffer.concat([key ?? NO_BYTES, value ?? NO_BYTES]),
-    offset: record.offset,
-    timestampMs: record.timestamp,
-    keyStart: key === undefined ? -1 : 0,
-    keyEnd,
-    valueStart: value === null ? -1 : keyEnd,
-    valueEnd: keyEnd + (value?.length ?? 0),
-    headerCount: list.length,
-    readHeaders: () => list,
   }
 }
 

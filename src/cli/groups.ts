@@ -1,14 +1,15 @@
 import { isConfirmed } from './confirm.ts'
 import type { CliIo } from './io.ts'
-import { EXIT_DONE, EXIT_FAILED, Interrupt } from './io.ts'
+import { EXIT_DONE, EXIT_FAILED } from './io.ts'
 import { withGroupHints } from './group-hints.ts'
 import { formatOffsetsAsCsv, formatOffsetsAsJson } from './offsets-file.ts'
 import { compareTopicPartitions, formatTopicPartitions } from './partition-names.ts'
 import { formatCount } from './progress-line.ts'
 import type { ServerOptions } from './session.ts'
+import { repeat } from './repeat.ts'
 import { withClient } from './session.ts'
 import { formatTable } from './text-table.ts'
-import { formatAge, formatIso } from './time-format.ts'
+import { formatAge } from './time-format.ts'
 import { print, toExpression } from './topics.ts'
 import type { AdminOptions } from './topics.ts'
 import { UsageError } from './usage-error.ts'
@@ -86,49 +87,11 @@ export async function showGroup(
   group: string,
   options: DescribeGroupOptions,
 ): Promise<number> {
-  const { watchMs } = options
-  const look = async (dress: (text: string) => string): Promise<void> => {
+  return repeat(io, options.watchMs, async (dress) => {
     const details = await withGroupHints(admin, group, () =>
       admin.describeGroup(group, { timeLag: options.timeLag }),
     )
     print(io, options, factsOf(details, options), dress(formatGroup(details, options)))
-  }
-  if (watchMs === undefined) {
-    await look((text) => text)
-    return EXIT_DONE
-  }
-  using interrupt = new Interrupt(io)
-  // Nobody looks any more: `group describe NAME --watch | head`.
-  io.stdout.once('error', () => interrupt.stop())
-  io.stdout.once('close', () => interrupt.stop())
-  const isTerminal = io.stdout.isTTY === true
-  for (let times = 0; !interrupt.signal.aborted; times++) {
-    await look((text) =>
-      isTerminal ? overwrite(text) : `${times === 0 ? '' : '\n'}${formatIso(Date.now())}\n${text}`,
-    )
-    await waitFor(watchMs, interrupt.signal)
-  }
-  return interrupt.exitCode
-}
-
-/** Over what the terminal shows, without wiping it before, which would flicker. */
-function overwrite(text: string): string {
-  return `\u001b[H${text.replaceAll('\n', '\u001b[K\n')}\u001b[J`
-}
-
-function waitFor(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (signal.aborted) {
-      resolve()
-      return
-    }
-    const done = (): void => {
-      clearTimeout(timer)
-      signal.removeEventListener('abort', done)
-      resolve()
-    }
-    const timer = setTimeout(done, ms)
-    signal.addEventListener('abort', done, { once: true })
   })
 }
 

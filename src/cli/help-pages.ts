@@ -69,6 +69,61 @@ Committed offsets are forgotten 7 days after the last member has left (serve --g
   millrace group delete-offsets billing --topic orders
 `
 
+const QUEUES = `A queue group works through a topic record by record. Any number of workers share it, more than there
+are partitions; each record is one worker's at a time, and is done when its worker says so. The log
+stays: other groups and plain readers see the same records, before and after.
+
+  millrace topic create emails -c jobs=true      earliest, retries, dead letters: the defaults for work
+  millrace queue send emails --value '{"to":"a@example.org"}'
+  millrace work emails -g mailer --exec ./send-mail.sh --concurrency 8
+  millrace queue describe mailer --watch
+
+The command gets the value as its input, and in its environment MILLRACE_GROUP, _TOPIC, _PARTITION,
+_OFFSET, _TIMESTAMP, _KEY, _TYPE, _HEADERS (JSON), _TOMBSTONE (1: no value), _DELIVERY_COUNT (1 the first
+time) and _FAILURE_COUNT.
+
+  how it ends                     what becomes of the record
+  0                               done
+  75 (EX_TEMPFAIL)                tried again, after the backoff; the attempts count
+  any other code                  rejected: a dead letter at once
+  a signal (also as 128+n)        tried again, like 75
+  --timeout                       ended with all that it has started, then like 75
+  126, 127: it cannot be run      given back untouched; the worker stops with code 1
+  the worker dies                 others get it when the lease has run out (30s, or --lease)
+  the lease is lost               the command is ended (SIGTERM, after 5s SIGKILL): another has it
+  Ctrl-C, SIGTERM                 nothing more is taken, commands in hand end in peace, then 130
+  Ctrl-C again                    they are ended and their records given back; a third time: at once
+
+Without --exec records are printed and are done when stdout has taken them. At least once: what was
+in hand when something broke comes again, so make work that may be repeated.
+
+What a record may bring along
+  queue send … --attempts 3 --backoff list:1s,10s,1m    its own limits, within those of the group
+  queue send … --ordering-key customer-7     with order=key: one at a time, in order, whoever works
+  queue send … --dedupe-id order-17          a second one within 5 minutes is not written
+  queue send … --delay 10m                   or --at 2026-01-31T09:00Z; prints a delay id
+  millrace queue delayed list emails         what waits; also count, move ID, fire ID
+  millrace queue delayed cancel ID
+
+What has failed too often
+  millrace queue dead list mailer emails     GROUP TOPIC, or the topic of dead letters itself
+  millrace queue dead show mailer emails 0:3   the record, its error, its history
+  millrace queue redrive mailer emails       shows what would be moved, then asks; to this group only
+  millrace queue redrive mailer emails --reason rejected --since 1h --rate 10 --yes
+  millrace queue redrive list                a redrive goes on by itself; cancel ID ends it
+  millrace queue dead discard mailer emails  settled without another try
+--dry-run only shows the plan, and ends with 0. --yes does not ask. With neither, in a script, nothing is
+changed and the exit code is 2.
+
+Why does it wait?
+  millrace queue peek mailer emails          what is not done, without touching it
+  millrace queue explain mailer emails 0:17  one record: state, tries, who has it, what it waits for
+  millrace queue pause mailer --for 10m      and resume; what is in hand may finish
+  millrace queue config mailer               all settings: retry.*, dlq.*, order, rate.*, concurrency.* …
+  millrace queue config mailer --set retry.max.attempts=10 --set rate.max=100
+  millrace queue unblock mailer emails 0:17 --skip    with dlq.policy=block
+`
+
 const FORMATS = `tail -f FORMAT, one of
   pretty   time, place, key, headers and value in a line, for people; the default on a terminal
   json     one object a line, with all of the record; the default elsewhere
@@ -129,6 +184,16 @@ Share the work between processes, and see who has what:
   millrace tail jobs -g workers --exec 'curl -sf -d @- http://localhost:8080/jobs'
   millrace group describe workers --watch
 
+Work with retries and dead letters, by as many processes as you like:
+  millrace topic create mails -c jobs=true
+  millrace produce mails < mails.txt
+  millrace work mails -g mailer --exec ./send-mail.sh --concurrency 8
+  millrace queue redrive mailer mails
+
+In ten minutes, unless it is cancelled before:
+  millrace queue send mails --value 'are you still there?' --delay 10m
+  millrace queue delayed cancel DELAY-ID
+
 Do the last hour again, after a look at what that means:
   millrace group reset workers --to @-1h
 
@@ -141,5 +206,6 @@ export const HELP_PAGES: Readonly<Record<string, string>> = {
   offsets: OFFSETS,
   formats: FORMATS,
   groups: GROUPS,
+  queues: QUEUES,
   examples: EXAMPLES,
 }

@@ -33,17 +33,21 @@ export type SignalName = 'SIGINT' | 'SIGTERM'
 
 /**
  * Turns the first SIGINT or SIGTERM into an abort and the second into an exit at once, for as long as it is
- * not disposed. Commands that must end politely hold one.
+ * not disposed. Commands that must end politely hold one. `onAgain` is told of each signal after the first, and answers whether
+ * the process may live on.
  */
 export class Interrupt implements Disposable {
   readonly #controller = new AbortController()
   readonly #io: CliIo
+  readonly #onAgain: (times: number) => boolean
   #received: SignalName | undefined
+  #times = 0
   readonly #onInterrupt = (): void => this.#receive('SIGINT')
   readonly #onTerminate = (): void => this.#receive('SIGTERM')
 
-  constructor(io: CliIo) {
+  constructor(io: CliIo, onAgain: (times: number) => boolean = () => false) {
     this.#io = io
+    this.#onAgain = onAgain
     io.signals.on('SIGINT', this.#onInterrupt)
     io.signals.on('SIGTERM', this.#onTerminate)
   }
@@ -72,8 +76,9 @@ export class Interrupt implements Disposable {
   }
 
   #receive(name: SignalName): void {
+    this.#times++
     if (this.#received !== undefined) {
-      this.#io.exitNow(exitCodeOf(name))
+      if (!this.#onAgain(this.#times)) this.#io.exitNow(exitCodeOf(name))
       return
     }
     this.#received = name

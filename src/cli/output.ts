@@ -1,6 +1,15 @@
 import type { TerminalStream } from './io.ts'
 import { findSystemCode } from '../common/errors.ts'
 
+/** What takes bytes and text, in order. */
+export interface ByteSink {
+  /** Appends `source[start, end)`. */
+  write(source: Uint8Array, start: number, end: number): void
+  writeByte(byte: number): void
+  /** Appends `text` as UTF-8. */
+  writeText(text: string): void
+}
+
 const FIRST_BYTES = 256 * 1024
 /** What is gathered before it goes out in one write: a `write` per record costs more than all the rest of `tail`. */
 const FLUSH_BYTES = 256 * 1024
@@ -12,7 +21,7 @@ const SHORT_BYTES = 24
  * enough has come together; the rest goes out in the same turn of the event loop, so that a slow trickle is seen at once.
  * One buffer, reused when its write has been taken: fresh memory costs 0.5 ms per MiB.
  */
-export class Output {
+export class Output implements ByteSink {
   readonly #stream: TerminalStream
   readonly #onClosed: () => void
   #buffer: Buffer = Buffer.allocUnsafeSlow(FIRST_BYTES)

@@ -32,7 +32,13 @@ export interface ProduceOptions extends ServerOptions {
   readonly quiet: boolean
 }
 
-type BytesRecord = NewRecord<Uint8Array, Uint8Array>
+/** Which of them say how a line becomes a record. */
+export type RecordArguments = Pick<
+  ProduceOptions,
+  'keySeparator' | 'key' | 'header' | 'partition' | 'json' | 'keepPartition' | 'emptyIsNull'
+>
+
+export type BytesRecord = NewRecord<Uint8Array, Uint8Array>
 
 /** What base64 and escapes may add to a record in its envelope, and room for its other fields. */
 const ENVELOPE_FACTOR = 6
@@ -49,8 +55,7 @@ export function produce(
   const makeRecord = recordMaker(options)
   return withClient(io, options, async (client) => {
     using interrupt = new Interrupt(io)
-    const recordBytes = await findRecordLimit(client, topicName)
-    const lineBytes = options.json ? recordBytes * ENVELOPE_FACTOR + ENVELOPE_BYTES : recordBytes
+    const lineBytes = await findLineLimit(client, topicName, options.json)
     if (files.length === 0 && io.stdin.isTTY === true && !options.quiet) {
       say(io, 'reading lines from the terminal; Ctrl-D ends')
     }
@@ -66,11 +71,16 @@ export function produce(
   })
 }
 
-/** Also finds out that the topic is there before a single line is read. */
-async function findRecordLimit(client: Client, topicName: string): Promise<number> {
+/** How long a line may be. Also finds out that the topic is there before a single one is read. */
+export async function findLineLimit(
+  client: Client,
+  topicName: string,
+  isJson: boolean,
+): Promise<number> {
   const { config } = await client.admin.describeTopic(topicName)
   const limit = config.find((entry) => entry.name === 'max.message.bytes')?.value
-  return limit === undefined ? DEFAULT_RECORD_BYTES : parseBytes(limit)
+  const recordBytes = limit === undefined ? DEFAULT_RECORD_BYTES : parseBytes(limit)
+  return isJson ? recordBytes * ENVELOPE_FACTOR + ENVELOPE_BYTES : recordBytes
 }
 
 class ProduceRun {
@@ -160,15 +170,20 @@ class ProduceRun {
         this.#makeRecord(reader.bytes, reader.start, reader.end),
       )
     } catch (error) {
-      if (!(error instanceof BrokerError)) throw error
-      throw new BrokerError(
-        error.code,
-        `line ${reader.lines}: ${error.message}`,
-        { ...error.details, line: reader.lines },
-        error,
-      )
+      throw atLine(error, reader.lines)
     }
   }
+}
+
+/** The error of a record, with the line that it was in. */
+export function atLine(error: unknown, line: number): unknown {
+  if (!(error instanceof BrokerError)) return error
+  return new BrokerError(
+    error.code,
+    `line ${line}: ${error.message}`,
+    { ...error.details, line },
+    error,
+  )
 }
 
 function toSource(path: string): Readable {
@@ -176,7 +191,7 @@ function toSource(path: string): Readable {
 }
 
 /** Waits for a promise or for the word to stop, whichever is first. (Promise.race would keep a reaction for every piece read.) */
-class Stopper {
+export class Stopper {
   #stopped = false
   #resolve: ((value: boolean) => void) | undefined
 
@@ -195,13 +210,13 @@ class Stopper {
   }
 }
 
-type RecordMaker = (bytes: Buffer, start: number, end: number) => BytesRecord
+export type RecordMaker = (bytes: Buffer, start: number, end: number) => BytesRecord
 
 /**
  * How a line becomes a record.
  * @throws UsageError when options contradict each other
  */
-function recordMaker(options: ProduceOptions): RecordMaker {
+export function recordMaker(options: RecordArguments): RecordMaker {
   if (options.json) return jsonRecordMaker(options)
   if (options.keepPartition) {
     throw new UsageError('--keep-partition goes with --json', 'use -p for one partition for all')
@@ -241,7 +256,7 @@ function unescape(text: string): string {
   return text.replaceAll('\\t', '\t').replaceAll('\\0', '\0')
 }
 
-function jsonRecordMaker(options: ProduceOptions): RecordMaker {
+function jsonRecordMaker(options: RecordArguments): RecordMaker {
   for (const [name, isSet] of [
     ['--key-separator', options.keySeparator !== undefined],
     ['--key', options.key !== undefined],

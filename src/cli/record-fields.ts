@@ -1,4 +1,5 @@
 import type { Output } from './output.ts'
+import type { Headers } from '../client/index.ts'
 
 export interface HeaderField {
   readonly key: string
@@ -31,4 +32,36 @@ export type RecordWriter = (
 /** A Buffer over `bytes[start, end)`; no copy. */
 export function viewOf(bytes: Uint8Array, start: number, end: number): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start)
+}
+
+/** A record that the client has taken apart. */
+export interface WholeRecord {
+  readonly offset: number
+  readonly timestamp: number
+  readonly key: Uint8Array | undefined
+  readonly value: Uint8Array | null
+  readonly headers: Headers
+}
+
+const NO_BYTES = new Uint8Array(0)
+
+/** A record as formats, filters and commands look at it. Copies key and value. */
+export function fieldsOf(record: WholeRecord): RecordFields {
+  const { key, value, headers } = record
+  const keyEnd = key?.length ?? 0
+  const list = Object.entries(headers).map(([name, content]) => ({
+    key: name,
+    value: typeof content === 'string' ? Buffer.from(content) : content,
+  }))
+  return {
+    bytes: Buffer.concat([key ?? NO_BYTES, value ?? NO_BYTES]),
+    offset: record.offset,
+    timestampMs: record.timestamp,
+    keyStart: key === undefined ? -1 : 0,
+    keyEnd,
+    valueStart: value === null ? -1 : keyEnd,
+    valueEnd: keyEnd + (value?.length ?? 0),
+    headerCount: list.length,
+    readHeaders: () => list,
+  }
 }

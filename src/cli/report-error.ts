@@ -35,13 +35,29 @@ const HINT_OF_CODE: Partial<Record<ErrorCode, string>> = {
     'stop its members first; `millrace group describe NAME` shows them. One that was killed counts until its session has run out',
   GROUP_SUBSCRIBED: 'a member reads that topic; `millrace group describe NAME` shows which',
   GROUP_TYPE_MISMATCH:
-    'a name belongs to a stream group or to a queue group for life; `millrace group list` shows which, another name is free',
+    'a name belongs to a stream group (`tail -g`) or to a queue group (`work -g`) for life; `millrace group list` shows which, another name is free',
   GROUP_FULL: 'more members than the broker allows; `serve --group-max-size` is its limit',
   INSTANCE_ID_IN_USE:
     'another process reads with this --instance-id; give each its own, or stop that one (a killed one counts until its session has run out)',
   INSTANCE_FENCED: 'another process has come with the same --instance-id, and has taken over',
   WRONG_EXPECTED_OFFSET: 'somebody else has moved it meanwhile; look again, then try again',
   COMMIT_TIMEOUT: 'try again; the offsets may or may not have been committed',
+  INVALID_BACKOFF: 'write none, fixed:5s, linear:500ms, exponential:1s or list:1s,5s,1m',
+  DELAY_TOO_LONG: '`millrace topic alter NAME --set delay.max.ms=…` raises the limit, up to 400d',
+  INVALID_CONFIG:
+    '`millrace queue config GROUP` and `millrace topic describe NAME` show names, values and ranges',
+  DLQ_CYCLE: 'dead letters may go through two topics at most; name another one with dlq.topic',
+  NOT_A_DLQ:
+    'a topic of dead letters carries the setting dlq=true; `millrace queue describe GROUP` names those of a group',
+  DLQ_UNAVAILABLE:
+    'dead letters cannot be written; `millrace queue describe GROUP` shows more, and so does the log of the broker',
+  REDRIVE_IN_PROGRESS:
+    '`millrace queue redrive list` shows it, `millrace queue redrive cancel ID` ends it',
+  TASK_NOT_FOUND: '`millrace queue redrive list` shows those under way, and the last ones',
+  DELAY_NOT_FOUND: '`millrace queue delayed list` shows what waits',
+  ALREADY_FIRED: 'it does not wait any more; `millrace queue delayed list` shows what does',
+  DEDUPE_MISMATCH: 'the first record with this id had other bytes; another id sends this one, too',
+  LEASE_LOST: 'the worker was silent for too long; others have the record now',
   UNSUPPORTED_CODEC: '`millrace version` shows which codecs this installation has',
 }
 

@@ -9,8 +9,11 @@ import {
   toPartitions,
   toPositiveCount,
 } from './arguments.ts'
+import { asAdmin, withOutput, withServer } from './command-options.ts'
+import type { Outcome } from './command-options.ts'
 import type { CliIo } from './io.ts'
 import { EXIT_DONE } from './io.ts'
+import { addQueue } from './queue-commands.ts'
 import { reportError } from './report-error.ts'
 import { UsageError } from './usage-error.ts'
 import type { DumpOptions } from './dump.ts'
@@ -39,17 +42,11 @@ import { findVersion } from '../server/version.ts'
 
 const ACKS: readonly Acks[] = ['none', 'written', 'durable']
 const CODECS = ['none', 'lz4', 'gzip', 'zstd'] as const
-const OUTPUTS = ['text', 'json'] as const
-const PAGES = ['offsets', 'formats', 'groups', 'examples'] as const
-const SCENES = ['log', 'groups'] as const
+const PAGES = ['offsets', 'formats', 'groups', 'queues', 'examples'] as const
+const SCENES = ['log', 'groups', 'queues'] as const
 const COMMITS = ['after-each', 'interval', 'manual'] as const
 const GROUP_TYPES = ['stream', 'queue'] as const
 const GROUP_STATES = ['empty', 'assigning', 'reconciling', 'stable'] as const
-
-/** Keeps the exit code of the command that ran. */
-interface Outcome {
-  code: number
-}
 
 /**
  * Runs one command line, without the program's name. Resolves to the exit code; talk, errors included, has gone to `io.stderr`.
@@ -86,12 +83,13 @@ function buildProgram(io: CliIo, outcome: Outcome): Command {
     })
     .addHelpText(
       'after',
-      '\nmillrace help offsets, help formats, help groups and help examples say more. Exit codes: 0 done, 1 failed, 2 usage,\n' +
+      '\nmillrace help offsets, help formats, help groups, help queues and help examples say more. Exit codes: 0 done, 1 failed, 2 usage,\n' +
         '10 unhealthy, 73 data directory in use, 74 storage failed, 130 interrupted.',
     )
   program.command('serve').description('run a broker')
   addTopic(program, io, outcome)
   addGroup(program, io, outcome)
+  addQueue(program, io, outcome)
   addProduce(program, io, outcome)
   addTail(program, io, outcome)
   addDump(program, io, outcome)
@@ -106,26 +104,6 @@ function describeOption({ description, defaultValue }: Option): string {
     typeof defaultValue === 'boolean' ||
     (Array.isArray(defaultValue) && defaultValue.length === 0)
   return isPlain ? description : `${description} (default: ${String(defaultValue)})`
-}
-
-function withServer(command: Command): Command {
-  return command.option(
-    '-s, --server <host:port>',
-    'the broker; else MILLRACE_SERVER, else localhost:9292',
-  )
-}
-
-function withOutput(command: Command): Command {
-  return command.addOption(
-    new Option('--format <format>', 'text or json')
-      .default('text')
-      // What other tools call it.
-      .argParser((text) => (text === 'table' ? 'text' : toChoice('--format', OUTPUTS)(text))),
-  )
-}
-
-function asAdmin(command: Command): Command {
-  return withOutput(withServer(command))
 }
 
 /** Replaces the stub that shows in the list of commands by one with all flags. */
@@ -475,7 +453,7 @@ function addSmall(program: Command, io: CliIo, outcome: Outcome): void {
     })
   program
     .command('demo [scene...]')
-    .description('shows the point, on a broker of its own: log, groups; both take 45 seconds')
+    .description('shows the point, on a broker of its own: log, groups, queues; a minute in all')
     .option('--fast', 'without the pauses for reading', false)
     .action(async (names: string[], options: { readonly fast: boolean }) => {
       const scenes = names.map(toChoice('scene', SCENES))
@@ -484,7 +462,7 @@ function addSmall(program: Command, io: CliIo, outcome: Outcome): void {
     })
   program
     .command('help [about...]')
-    .description('help for a command, or a page: offsets, formats, groups, examples')
+    .description('help for a command, or a page: offsets, formats, groups, queues, examples')
     .action(async (about: string[]) => {
       await showHelp(program, io, about)
     })

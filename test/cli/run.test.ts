@@ -13,6 +13,8 @@ describe('the command line without a broker', () => {
       'serve',
       'topic',
       'group',
+      'queue',
+      'work',
       'produce',
       'tail',
       'dump',
@@ -27,7 +29,7 @@ describe('the command line without a broker', () => {
   })
 
   it('prints help on stderr with code 2 when no command is given', async () => {
-    for (const argv of [[], ['topic'], ['group'], ['config']]) {
+    for (const argv of [[], ['topic'], ['group'], ['queue'], ['config']]) {
       const { code, out, err } = await runCommand(argv)
       expect(code).toBe(2)
       expect(out).toBe('')
@@ -47,7 +49,11 @@ describe('the command line without a broker', () => {
     [['tial', 'x'], "unknown command 'tial'", 'did you mean tail?'],
     [['tail', 'x', '--grpe', 'y'], "unknown option '--grpe'", 'did you mean --grep?'],
     [['tail'], "missing required argument 'topic'", '--pattern'],
-    [['demo', 'log', 'groop'], 'scene groop is none of log, groups', 'did you mean groups?'],
+    [
+      ['demo', 'log', 'groop'],
+      'scene groop is none of log, groups, queues',
+      'did you mean groups?',
+    ],
     [['topic', 'crate', 'x'], "unknown command 'crate'", 'did you mean create?'],
     [
       ['tail', 'x', '-n', '10', '-f'],
@@ -106,8 +112,8 @@ describe('the command line without a broker', () => {
     expect(err).toContain('-10                 10 records before the end')
   })
 
-  it('has a page about offsets, formats, groups and examples, and help for commands', async () => {
-    for (const page of ['offsets', 'formats', 'groups', 'examples']) {
+  it('has a page about offsets, formats, groups, queues and examples, and help for commands', async () => {
+    for (const page of ['offsets', 'formats', 'groups', 'queues', 'examples']) {
       const { code, out } = await runCommand(['help', page])
       expect(code).toBe(0)
       expect(out.length).toBeGreaterThan(500)

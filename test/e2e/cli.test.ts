@@ -191,6 +191,7 @@ describe('demo', () => {
   it.each([
     ['log', 'nothing lost, nothing twice'],
     ['groups', 'every one at least once'],
+    ['queues', 'all 300 are sent'],
   ])('of %s finds everything, cleans up and ends with 0', async (scene, proof) => {
     const folder = temporaryDirectory()
     const command = new Command(['demo', scene, '--fast'], { TMPDIR: folder })
