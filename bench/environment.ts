@@ -11,6 +11,7 @@ import type { Cleanup } from './cleanup.ts'
 import { findFileSystem } from './machine.ts'
 import { LoadProcess } from './load-processes.ts'
 import { MemberProcess } from './member-processes.ts'
+import { QueueProcess } from './queue-processes.ts'
 
 /** Options that every command has. */
 export const COMMON_OPTIONS = {
@@ -92,6 +93,12 @@ export class BenchEnvironment {
     const members = new MemberProcess()
     this.#cleanup.add(() => members.end())
     return members
+  }
+
+  startQueueProcess(): QueueProcess {
+    const worker = new QueueProcess()
+    this.#cleanup.add(() => worker.end())
+    return worker
   }
 }
 

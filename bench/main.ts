@@ -8,6 +8,7 @@ import { GROUPS_OPTIONS, groupsBench } from './groups.ts'
 import { LATENCY_OPTIONS, latencyBench } from './latency.ts'
 import { describeOptions, type OptionSpecs, UsageError } from './options.ts'
 import { PRODUCE_OPTIONS, produceBench } from './produce.ts'
+import { QUEUE_OPTIONS, queueBench } from './queue.ts'
 import { formatReport, type Report, writeJson } from './report.ts'
 import { START_OPTIONS, startBench } from './start.ts'
 
@@ -63,6 +64,12 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     about: 'reading as the member of a group beside plain reading',
     options: GROUP_CONSUME_OPTIONS,
     run: groupConsumeBench,
+  },
+  queue: {
+    about:
+      'work queues: leases and acks, sends, latency to a handler, delayed records, a redrive (--part)',
+    options: QUEUE_OPTIONS,
+    run: queueBench,
   },
 }
 

@@ -25,6 +25,16 @@ export function findUsage(pid: number): Usage | undefined {
   }
 }
 
+/** What is resident now. Undefined where there is no /proc. */
+export function findRss(pid: number): number | undefined {
+  try {
+    const kib = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]
+    return kib === undefined ? undefined : Number(kib) * 1024
+  } catch {
+    return undefined // No /proc, or no such process any more.
+  }
+}
+
 /** CPU seconds between two looks, of several processes together. */
 export function cpuBetween(
   before: readonly (Usage | undefined)[],

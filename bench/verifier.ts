@@ -13,7 +13,7 @@ export interface ReceiptSamples {
 }
 
 /** A set of the numbers from 0 on, a bit each. */
-class NumberSet {
+export class NumberSet {
   #bits = new Uint8Array(1 << 12)
   size = 0
 
