@@ -167,15 +167,15 @@ export class WorkLink {
    */
   end(patienceMs: number): Promise<void> {
     if (this.#state === 'over') return this.#ending ?? Promise.resolve()
-    this.#ending ??= new Promise((resolve) => {
+    if (this.#ending !== undefined) return this.#ending
+    // Set before anything is done: whoever ends hears nothing more.
+    this.#ending = new Promise((resolve) => {
       this.#resolveEnding = resolve
-      if (this.#state !== 'up') {
-        this.#finish(this.#closed())
-        return
-      }
+    })
+    if (this.#state === 'up') {
       this.#write({ kind: 'end' })
       this.#cancelEnd = this.#clock.schedule(patienceMs, () => this.#finish(this.#closed()))
-    })
+    } else this.#finish(this.#closed())
     return this.#ending
   }
 
@@ -392,8 +392,11 @@ export class WorkLink {
     this.#cancelDoubt?.()
     this.#cancelDoubt = undefined
     if (stream === undefined) return
-    stream.call.on('error', () => undefined) // A second error of a dead call says nothing new, but unheard it would end the process.
-    stream.call.cancel()
+    const { call } = stream
+    call.on('error', () => undefined) // A second error of a dead call says nothing new, but unheard it would end the process.
+    // grpc-js still makes a call that was cancelled before it had a connection, and the broker would have a member for good that nobody speaks for.
+    call.on('metadata', () => call.cancel())
+    call.cancel()
   }
 
   #finish(error: MillraceError): void {

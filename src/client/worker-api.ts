@@ -164,8 +164,8 @@ export interface Worker<V, R = void, K = string> extends AsyncDisposable {
   /** Resolves once the broker has taken the worker in. Rejects with what keeps it from that. */
   ready(): Promise<void>
   /**
-   * Takes no more, and gives back what was only prefetched. Resolves when what is in hand is settled. What the broker had already been asked for may still
-   * come, and goes back too.
+   * Takes no more, and gives back what was only prefetched. Resolves when what is in hand is settled. What is on its way
+   * may still come, and goes back too.
    */
   pause(): Promise<void>
   resume(): void

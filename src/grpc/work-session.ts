@@ -106,6 +106,7 @@ export class WorkSession {
   #paused = false
   #flushing = false
   #waitsForRoom = false
+  #waitsToRead = false
   #draining = false
   #inputEnded = false
   /** Why the stream will end once every list has been answered. */
@@ -344,7 +345,12 @@ export class WorkSession {
     if (wait && !this.#paused) this.#call.pause()
     else if (!wait && this.#paused) this.#call.resume()
     this.#paused = wait
-    full?.onRoom(this.#readOrWait)
+    if (full === undefined || this.#waitsToRead) return
+    this.#waitsToRead = true
+    full.onRoom(() => {
+      this.#waitsToRead = false
+      this.#readOrWait()
+    })
   }
 
   // ── from the queues ──

@@ -68,28 +68,6 @@ describe('a batch worker', () => {
     })
   })
 
-  it('does not wait anew for company when it has waited for a handler that long', async () => {
-    const batches: string[] = []
-    let finish = (): void => undefined
-    mill.batchWorker(orders, { group: 'g', batchSize: 2, batchWaitMs: 200 }, (jobs) => {
-      batches.push(valuesOf(jobs))
-      return new Promise((resolve) => {
-        finish = resolve
-      })
-    })
-    server.add(letters('abcd'))
-    await until(() => expect(batches).toEqual(['ab']))
-    finish()
-    await until(() => expect(batches).toEqual(['ab', 'cd']))
-    server.add(['e'])
-    finish()
-    await until(() => expect(server.countOf('leased')).toBe(1))
-    await until(async () => {
-      await clock.advance(200)
-      expect(batches).toEqual(['ab', 'cd', 'e'])
-    })
-  })
-
   it('retries all that its handler threw for, but what was settled by hand', async () => {
     server.add(letters('abc'))
     let isFirst = true

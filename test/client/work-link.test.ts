@@ -189,6 +189,23 @@ describe('a work link', () => {
     expect(streams).toHaveLength(2)
   })
 
+  it('that ends before it is up tells its owner nothing', async () => {
+    const { link, told, last } = await start()
+    await link.end(5_000)
+    expect(told).toEqual([])
+    expect(last().isCancelled).toBe(true)
+    await expect(link.acknowledge([ITEM], true)).rejects.toMatchObject({ code: 'CLOSED' })
+  })
+
+  it('cancels a call again that came about in spite of it', async () => {
+    const { link, last } = await start()
+    await link.end(5_000)
+    const stream = last()
+    stream.isCancelled = false
+    stream.stream.call.emit('metadata')
+    expect(stream.isCancelled).toBe(true)
+  })
+
   it('ends when the broker has ended the stream, or does not within the patience', async () => {
     for (const isAnswered of [true, false]) {
       const { clock, link, last, told } = await start()

@@ -77,6 +77,19 @@ describe('workers and a broker', () => {
     expect(counters).toMatchObject({ delivered: 1, released: 1 })
   })
 
+  it('leave no member behind when they are closed before they have been taken in', async () => {
+    const last = mill.worker(jobs, { group: 'g' }, () => undefined)
+    await last.ready()
+    for (let i = 0; i < 20; i++) await mill.worker(jobs, { group: 'g' }, () => undefined).close()
+    // What the broker has been sent before is there by then.
+    const another = mill.worker(jobs, { group: 'g' }, () => undefined)
+    await another.ready()
+    await another.close()
+    await until(async () => {
+      expect((await mill.admin.describeQueue('g')).members).toHaveLength(1)
+    })
+  })
+
   it('try again what failed, and lay aside what fails for good', async () => {
     await send(['fine', 'flaky', 'poison', 'bad'])
     const tries: string[] = []

@@ -31,6 +31,8 @@ export interface FiringCounters {
 const MOST_PER_ROUND = 1000
 /** What one target's records of one round may take in memory. */
 const MOST_ROUND_BYTES: number = 4 * MIB
+/** Records that are brought nearer to their time in one round, of each partition: some milliseconds. */
+const MOST_POURED = 10_000
 /** Due records that are looked at in one round, those of targets that do not work included. */
 const MOST_LOOKED_AT = 20_000
 
@@ -239,7 +241,9 @@ export class DelayFiring {
     const wallMs = this.#clock.wallMs()
     const nowMs = this.#clock.monotonicMs()
     const shards = this.#shards()
-    for (const shard of shards) shard.due.advance(wallMs)
+    let isPouring = false
+    for (const shard of shards) if (!shard.due.advance(wallMs, MOST_POURED)) isPouring = true
+    if (isPouring) return true
     for (let lookedAt = 0; lookedAt < MOST_LOOKED_AT; lookedAt++) {
       const shard = findFirst(shards)
       if (shard === undefined || shard.due.firstMs > wallMs) return false

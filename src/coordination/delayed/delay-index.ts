@@ -71,15 +71,24 @@ export class DelayIndex {
     return this.#levels.some((level) => level.has(dueMs, offset))
   }
 
-  /** Brings the levels to the time: what is due by then can be popped. Costs what has to be poured. */
-  advance(nowMs: number): void {
+  /**
+   * Brings the levels to the time: what is due by then can be popped. A million records of one hour take a third of a second, so at most `most` are poured. False:
+   * there are more, and what is due first may be among them.
+   */
+  advance(nowMs: number, most: number = Infinity): boolean {
     // All first: what is poured from one level must find the next where it belongs. When time went back they simply begin earlier again.
     for (const level of this.#levels) level.advance(nowMs)
+    let left = most
     for (const [index, level] of this.#levels.entries()) {
-      for (let bucket = level.takeBegun(); bucket !== undefined; bucket = level.takeBegun()) {
-        bucket.forEach((dueMs, offset, target) => this.#put(index + 1, dueMs, offset, target))
+      const pour: DelayVisitor = (dueMs, offset, target) => {
+        this.#put(index + 1, dueMs, offset, target)
+      }
+      while (level.hasBegun) {
+        if (left <= 0) return false
+        left -= level.pour(left, pour)
       }
     }
+    return true
   }
 
   /** When the first of those that {@link advance} has brought up is due; Infinity when there is none. */
@@ -161,11 +170,16 @@ class Level {
     this.#begun = Math.floor(nowMs / this.#widthMs) + 1
   }
 
-  takeBegun(): Bucket | undefined {
-    if (this.#first >= this.#begun) return undefined
+  get hasBegun(): boolean {
+    return this.#first < this.#begun
+  }
+
+  /** Takes up to `most` records out of the first bucket; how many. */
+  pour(most: number, visit: DelayVisitor): number {
     const bucket = this.#buckets.get(this.#first)
-    this.#drop(this.#first)
-    return bucket
+    const poured = bucket?.pour(most, visit) ?? 0
+    if (bucket === undefined || bucket.size === 0) this.#drop(this.#first)
+    return poured
   }
 
   #drop(number: number): void {
@@ -195,6 +209,8 @@ class Bucket {
   #words: Float64Array = new Float64Array(FIRST_ENTRIES * WORDS)
   #entries = 0
   #live = 0
+  /** Entries that have been poured: the first ones. */
+  #poured = 0
 
   constructor(startMs: number) {
     this.#startMs = startMs
@@ -249,6 +265,22 @@ class Bucket {
     return low
   }
 
+  /** Takes the first out, up to `most`; how many. */
+  pour(most: number, visit: DelayVisitor): number {
+    let count = 0
+    for (; this.#poured < this.#entries && count < most; this.#poured++) {
+      const at = this.#poured * WORDS
+      const packed = this.#words[at + 1]!
+      if (packed === DEAD) continue
+      this.#words[at + 1] = DEAD
+      this.#live--
+      count++
+      const target = packed % TARGETS
+      visit(this.#startMs + (packed - target) / TARGETS, this.#words[at]!, target)
+    }
+    return count
+  }
+
   forEach(visit: DelayVisitor): void {
     const words = this.#words
     for (let at = 0; at < this.#entries * WORDS; at += WORDS) {
@@ -278,5 +310,6 @@ class Bucket {
     }
     this.#words = squeezed
     this.#entries = this.#live
+    this.#poured = 0 // They were dead.
   }
 }

@@ -2,7 +2,7 @@ import { unreachable } from '../../common/assert.ts'
 import type { CancelTimer, Clock } from '../../common/clock.ts'
 import { BrokerError, toBrokerError } from '../../common/errors.ts'
 import { checkGroupId, checkTopicName, isInternalTopic } from '../../common/names.ts'
-import { type Offset, toOffset } from '../../common/offset.ts'
+import type { Offset } from '../../common/offset.ts'
 import type { Random } from '../../common/random.ts'
 import { MIB, SECOND_MS } from '../../common/units.ts'
 import type { Partition } from '../../topic/partition.ts'
@@ -13,11 +13,13 @@ import type { Topics } from '../../topic/topics.ts'
 import type { GroupType } from '../group/group-types.ts'
 import type { Peer } from '../peer.ts'
 import { StateLog } from '../state-log.ts'
+import type { PartitionAck } from './ack-check.ts'
 import type { CompanionLog, QueueLogger } from './companion.ts'
 import { Companions } from './companions.ts'
 import type { Lease } from './lease.ts'
 import { decodeToken } from './lease-token.ts'
-import { deadLetterTopicName, retryTopicName } from './names.ts'
+import { LiveSession } from './live-session.ts'
+import { deadLetterTopicName, isRetryTopic, retryTopicName } from './names.ts'
 import {
   applyQueueChange,
   describeQueueConfig,
@@ -28,8 +30,9 @@ import {
   type QueueOverrides,
 } from './queue-config.ts'
 import { GroupTopic, NO_NOTICE, QueueGroup, QueueMember, type TopicTraits } from './queue-group.ts'
-import { type PartitionAck, QueuePartition } from './queue-partition.ts'
+import { QueuePartition } from './queue-partition.ts'
 import { decodeQueuesRecord, encodeGroupRecord, encodeTaskRecord } from './queue-records.ts'
+import { describeBroken, findOffsets } from './queue-report.ts'
 import type {
   AckFailure,
   AckItem,
@@ -984,7 +987,7 @@ export class QueueCoordinator implements Queues {
     const found: PeekedRecord[] = []
     for (const partition of made.partitions) {
       if (request.partition !== undefined && partition.source.index !== request.partition) continue
-      for (const offset of offsetsIn(partition, request.state, limit - found.length)) {
+      for (const offset of findOffsets(partition, request.state, limit - found.length)) {
         const record = await partition.shelf.readRecord(offset)
         if (record === undefined) continue
         found.push({
@@ -1018,7 +1021,7 @@ export class QueueCoordinator implements Queues {
     return named === '' ? deadLetterTopicName(group, topic) : named
   }
 
-  /** Forgets a group and all it knows. @throws BrokerError UNKNOWN_GROUP, GROUP_NOT_EMPTY while it has workers */
+  /** Forgets a group and all it knows. @throws BrokerError UNKNOWN_GROUP, GROUP_NOT_EMPTY while it has workers; why what it knows cannot be loaded, if so */
   async delete(id: string): Promise<void> {
     const beginning = [...this.#attaching].filter(([key]) => key.startsWith(`${id}/`))
     await Promise.allSettled(beginning.map(([, attaching]) => attaching))
@@ -1033,6 +1036,10 @@ export class QueueCoordinator implements Queues {
           members: connected.length,
         },
       )
+    }
+    // What cannot be loaded cannot be forgotten: a new group of that name would go on where this one was.
+    for (const { broken } of group.topics.values()) {
+      for (const failure of broken.values()) throw failure
     }
     this.#groups.delete(id)
     const deleting = this.#forget(group)
@@ -1051,7 +1058,12 @@ export class QueueCoordinator implements Queues {
     }
     for (const partition of partitions) {
       this.#partitions.delete(partition.number)
-      partition.source.holdRetention(`queue ${id}`, undefined)
+      const { source } = partition
+      source.holdRetention(`queue ${id}`, undefined)
+      // What was redriven and is done would come once more, to whoever makes the group anew; what is not done waits for that.
+      if (isRetryTopic(source.topic) && source.failure === undefined) {
+        await source.advanceLogStart(partition.state.start)
+      }
       await partition.companion.drop(id)
     }
     await group.inTurn(async () => {
@@ -1113,62 +1125,6 @@ export class QueueCoordinator implements Queues {
   }
 }
 
-/** One member's session. */
-class LiveSession implements WorkSession {
-  readonly memberId: string
-  readonly leaseMs: number
-  readonly resumed: boolean
-  readonly #coordinator: QueueCoordinator
-  readonly #group: QueueGroup
-  readonly #topic: GroupTopic
-  readonly #member: QueueMember
-  readonly #listener: WorkListener
-
-  constructor(
-    coordinator: QueueCoordinator,
-    group: QueueGroup,
-    topic: GroupTopic,
-    member: QueueMember,
-    listener: WorkListener,
-    resumed: boolean,
-  ) {
-    this.memberId = member.memberId
-    this.leaseMs = member.leaseMs
-    this.resumed = resumed
-    this.#coordinator = coordinator
-    this.#group = group
-    this.#topic = topic
-    this.#member = member
-    this.#listener = listener
-  }
-
-  /** Another stream may have taken the member over: this one says nothing for it any more. */
-  get #isOurs(): boolean {
-    return this.#member.listener === this.#listener
-  }
-
-  get leased(): number {
-    return this.#member.acquired
-  }
-
-  credit(records: number, bytes: number, replaces = false): void {
-    if (this.#isOurs) this.#topic.credit(this.#member, records, bytes, replaces)
-  }
-
-  async acknowledge(items: readonly AckItem[], dead?: number[]): Promise<readonly AckFailure[]> {
-    this.#member.heardMs = this.#group.clock.monotonicMs()
-    return this.#coordinator.settle(this.#group.id, items, dead)
-  }
-
-  async end(): Promise<void> {
-    if (this.#isOurs) await this.#topic.dismiss(this.#member)
-  }
-
-  detach(): void {
-    if (this.#isOurs) this.#topic.detach(this.#member)
-  }
-}
-
 function traitsOf(group: QueueGroup, topic: Topic): TopicTraits {
   return {
     jobs: topic.config.jobsEnable,
@@ -1190,70 +1146,6 @@ function checkRange(field: string, value: number, least: number, most: number): 
     least,
     limit: most,
   })
-}
-
-/** The first offsets in a state; with none given, of whatever is not settled. */
-function offsetsIn(
-  partition: QueuePartition,
-  state: RecordState | undefined,
-  most: number,
-): number[] {
-  const offsets: number[] = []
-  // There is nothing to be seen of these.
-  if (state === 'gone' || state === 'not-yet') return offsets
-  if (state === 'done' || state === 'dead') {
-    const { source } = partition
-    for (let offset: number = source.logStartOffset; offset < partition.state.scan;) {
-      if (offsets.length >= most) break
-      const run = partition.state.find(offset)
-      const dead = run === undefined ? partition.state.findDead(offset) : undefined
-      if (run === undefined && (dead === undefined) === (state === 'done')) offsets.push(offset)
-      // Of dead ones the next, of others the one behind what is not settled: logs are long.
-      if (run !== undefined) offset = run.end
-      else if (state === 'done' || dead !== undefined) offset++
-      else offset = partition.state.findNextDead(offset) ?? partition.state.scan
-    }
-    return offsets
-  }
-  for (const run of partition.state.runs) {
-    if (state !== undefined && run.state !== state) continue
-    for (let offset = run.first; offset < run.end && offsets.length < most; offset++)
-      offsets.push(offset)
-  }
-  if (state !== undefined && state !== 'unscanned') return offsets
-  const from = Math.max(partition.state.scan, partition.source.logStartOffset)
-  for (
-    let offset = from;
-    offset < partition.source.highWatermark && offsets.length < most;
-    offset++
-  )
-    offsets.push(offset)
-  return offsets
-}
-
-function describeBroken(
-  topic: string,
-  partition: number,
-  error: BrokerError,
-): QueuePartitionDescription {
-  const zero = toOffset(0)
-  return {
-    topic,
-    partition,
-    logStartOffset: zero,
-    startOffset: zero,
-    scanOffset: zero,
-    highWatermark: zero,
-    ready: 0,
-    acquired: 0,
-    parked: 0,
-    deadLettering: 0,
-    blocked: 0,
-    done: 0,
-    runs: 0,
-    oldestReadyMs: undefined,
-    error,
-  }
 }
 
 function byPlace(a: QueuePartitionDescription, b: QueuePartitionDescription): number {

@@ -7,7 +7,8 @@ import type { Admission, KeyedRecord } from './key-lanes.ts'
 import type { Lease, LeaseHolder } from './lease.ts'
 import { deadLetterTopicName } from './names.ts'
 import { type QueueConfig, type QueueOverrides, resolveQueueConfig } from './queue-config.ts'
-import type { QueueOwner, QueuePartition } from './queue-partition.ts'
+import type { QueueOwner } from './queue-owner.ts'
+import type { QueuePartition } from './queue-partition.ts'
 import type {
   QueueCounters,
   QueueDelivery,

@@ -13,7 +13,7 @@ interface Entry {
 }
 
 function popDue(index: DelayIndex, nowMs: number): Entry[] {
-  index.advance(nowMs)
+  while (!index.advance(nowMs, 5));
   const popped: Entry[] = []
   while (index.firstMs <= nowMs) {
     const { dueMs, offset, target } = index.pop()
@@ -114,6 +114,40 @@ describe('DelayIndex', () => {
       }),
       { numRuns: 150 },
     )
+  })
+
+  it('pours a full hour bit by bit, and knows what waits meanwhile', () => {
+    const index = new DelayIndex()
+    const startMs = 100 * HOUR_MS
+    index.advance(startMs - 2 * HOUR_MS)
+    const dues = Array.from({ length: 1000 }, (_, i) => startMs + ((i * 7919) % 1000) * 10)
+    for (const [offset, dueMs] of dues.entries()) index.add(dueMs, offset, 7)
+    const left = new Set(dues.keys())
+    let steps = 0
+    for (; !index.advance(startMs + 5000, 64); steps++) {
+      // One that has been poured, or not; and one that comes meanwhile.
+      const offset = (steps * 37) % 1000
+      if (left.delete(offset)) expect(index.remove(dues[offset] ?? 0, offset)).toBe(7)
+      dues.push(startMs + 2000)
+      index.add(startMs + 2000, dues.length - 1, 7)
+      left.add(dues.length - 1)
+      const seen = new Set<number>()
+      index.visit(
+        0,
+        Infinity,
+        () => Infinity,
+        (_dueMs, found) => seen.add(found),
+      )
+      expect(seen).toEqual(left)
+      expect(index.size).toBe(left.size)
+    }
+    expect(steps).toBeGreaterThan(10)
+    const wanted = [...left]
+      .filter((offset) => (dues[offset] ?? 0) <= startMs + 5000)
+      .toSorted((a, b) => (dues[a] ?? 0) - (dues[b] ?? 0) || a - b)
+    const popped: number[] = []
+    while (index.firstMs <= startMs + 5000) popped.push(index.pop().offset)
+    expect(popped).toEqual(wanted)
   })
 
   it('finds one that was put back with another due time', () => {

@@ -98,6 +98,25 @@ describe('a redrive of a queue', () => {
     }
   })
 
+  it('leaves nothing that is done to a group that is made anew under the name', async () => {
+    const bench = await new QueueBench().start(1, { 'dlq.enable': 'true' })
+    const box = aBox(bench)
+    await bench.produce({ records: 3 })
+    const worker = await bench.work(10)
+    await worker.say('reject', { message: 'no' })
+    await bench.clock.advance(1000)
+    await worker.leave()
+    await redrive(bench, box)
+    const again = await bench.work(2)
+    expect(again.offsets).toEqual([0, 1])
+    for (let i = 0; i < 2; i++) await again.say('accept')
+    await again.leave()
+    await bench.queues.delete(QUEUE_GROUP)
+    const next = await bench.work(10, { settings: { 'queue.start': 'latest' } })
+    // Nobody has done the third.
+    expect(next.held.map(({ topic, first, end }) => [topic, first, end])).toEqual([[RETRY, 2, 3]])
+  })
+
   it('leaves the failures when they are to be kept', async () => {
     const bench = await new QueueBench().start(1, { 'dlq.enable': 'true' })
     const box = aBox(bench)
