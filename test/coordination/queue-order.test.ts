@@ -189,7 +189,7 @@ describe('order', () => {
 
 /** SEMANTICS §3.2: the cap counts what is leased or available again, never a span of offsets. */
 describe('one stuck record', () => {
-  const RECORDS = Number(process.env['STUCK_RECORDS'] ?? 100_000)
+  const RECORDS = Number(process.env['STUCK_RECORDS'] ?? 1_000_000)
 
   it('does not keep the others of its partition from being finished, however long it is held', async () => {
     const bench = await new QueueBench().start(1, { 'queue.lease.ms': '30s' })

@@ -581,7 +581,11 @@ class QueueCheck {
     )
     const lease = this.#leases.get(item.token)
     const isStillGood = lease !== undefined && !this.#mayBeOver(lease, atMs)
-    if (code === 'LEASE_LOST' && this.#seesLeases && allGood && isStillGood) {
+    // The same worker may have said something else of it meanwhile.
+    const isOpen = tracks.every(
+      (track) => track.verdictCall === id && track.settledBy === undefined,
+    )
+    if (code === 'LEASE_LOST' && this.#seesLeases && allGood && isStillGood && isOpen) {
       const facts = `${nameOf(lease)} until ${lease.expiresMs}: ${item.verdict} of [${item.first}, ${item.end}) refused`
       this.#fail('lease ended early', atMs, facts)
     }

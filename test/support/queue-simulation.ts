@@ -538,6 +538,7 @@ class SimulatedReceiver {
       if (!isDone && !process.isAlive) this.#again(0)
     })
     try {
+      const startMs = simulation.clock.monotonicMs()
       const { deliveries } = await queues.receive(request, stop.signal)
       isDone = true
       if (!process.isAlive) {
@@ -545,7 +546,7 @@ class SimulatedReceiver {
         return
       }
       for (const delivery of deliveries) {
-        const held = simulation.noteDelivery('', delivery)
+        const held = simulation.noteReceived(delivery, startMs)
         if (!simulation.isCalm && random.chance(0.1)) simulation.count('receiver died')
         else this.#handle(held)
       }
@@ -580,6 +581,8 @@ export class QueueSimulation {
   readonly random: SeededRandom
   process: Process | undefined
   isCalm: boolean
+  /** When the state of a partition was loaded anew. */
+  readonly #reloads = new Map<string, number>()
   readonly #options: QueueSimulationOptions
   readonly #history: QueueEvent[] = []
   readonly #violations: SimulationViolation[] = []
@@ -597,7 +600,7 @@ export class QueueSimulation {
   #produced = 0
   /** Of appends: how many until one of them kills the broker; undefined: none does. */
   #killAfter: number | undefined
-  #killsAfterIt = false
+  #killWhen: 'before' | 'during' | 'after' = 'before'
   #killKind: string | undefined
   #failures = 0
   /** What cannot be written at all until then. */
@@ -656,14 +659,36 @@ export class QueueSimulation {
     this.#violations.push({ rule, atMs: this.clock.monotonicMs(), facts })
   }
 
-  noteDelivery(member: string, delivery: QueueDelivery): Held {
+  /** Of a call that began at `startMs`: it may have waited for other partitions, and this one's leases may have ended meanwhile. */
+  noteReceived(delivery: QueueDelivery, startMs: number): Held {
+    const atMs = this.clock.monotonicMs()
+    const name = `${delivery.topic}-${delivery.partition}`
+    const givenMs = atMs + delivery.leaseExpiresMs - this.clock.wallMs() - delivery.leaseMs
+    const reloadMs = this.#reloads.get(name) ?? -Infinity
+    const isKnown = givenMs >= startMs && givenMs <= atMs
+    const isOver = isKnown && givenMs < reloadMs
+    const expiresMs = (isKnown ? givenMs : startMs) + delivery.leaseMs
+    const held = this.noteDelivery('', delivery, expiresMs, isOver)
+    if (reloadMs >= startMs && (!isKnown || givenMs === reloadMs)) {
+      this.note({ type: 'left', atMs, member: `receive ${held.key}` })
+    }
+    return held
+  }
+
+  /** `mostMs`: the lease is over by then. `isOver`: nobody has ever had it. */
+  noteDelivery(
+    member: string,
+    delivery: QueueDelivery,
+    mostMs: number = Infinity,
+    isOver: boolean = false,
+  ): Held {
     const { topic, partition, first, end, token, leaseMs } = delivery
     const name = `${topic}-${partition}`
     const atMs = this.clock.monotonicMs()
     const key = tokenKey(token)
     this.count('delivered', end - first)
     if (delivery.deliveryCount > 1) this.count('redelivered', end - first)
-    this.note({
+    const event: QueueEvent = {
       type: 'delivered',
       atMs,
       member: member === '' ? `receive ${key}` : member,
@@ -674,8 +699,12 @@ export class QueueSimulation {
       deliveryCount: delivery.deliveryCount,
       failureCount: delivery.failureCount,
       // With `queue.persist.acquire` it began before it was written down, and given out after that.
-      expiresMs: atMs + Math.min(leaseMs, delivery.leaseExpiresMs - this.clock.wallMs()),
-    })
+      expiresMs: Math.min(
+        mostMs,
+        atMs + Math.min(leaseMs, delivery.leaseExpiresMs - this.clock.wallMs()),
+      ),
+    }
+    if (!isOver) this.note(event)
     const natures = this.#readSerials(name, delivery)
     return {
       token,
@@ -864,6 +893,7 @@ export class QueueSimulation {
       this.count(`logged: ${message}`)
       if (!RELOADED.test(message) || !('partition' in details)) return
       const partition = String(details.partition).replace('.state', '')
+      this.#reloads.set(partition, this.clock.monotonicMs())
       this.note({ type: 'reloaded', atMs: this.clock.monotonicMs(), partition })
     }
     return { info: hear, warn: hear, error: hear }
@@ -880,12 +910,18 @@ export class QueueSimulation {
     const isMeant = this.#killKind === undefined || this.#killKind === kind
     if (this.#killAfter !== undefined && isMeant && --this.#killAfter < 0) {
       this.#killAfter = undefined
-      if (this.#killsAfterIt) await append()
-      if (process.isAlive) {
-        const when = this.#killsAfterIt ? 'after' : 'before'
+      const when = this.#killWhen
+      const kill = (): void => {
+        if (!process.isAlive) return
         this.count(`killed ${when} an append to ${kind}`)
         this.#kill(process)
       }
+      if (when === 'during') {
+        this.clock.schedule(this.random.below(DURABLE_MS), kill)
+        return append()
+      }
+      if (when === 'after') await append()
+      kill()
       return new Promise(() => undefined)
     }
     if (kind === SNAPSHOT) this.count('snapshot')
@@ -952,19 +988,14 @@ export class QueueSimulation {
   async #happen(process: Process): Promise<void> {
     const { random } = this
     // Of one seed in three little is asked, so that a state lives long enough for snapshots.
-    const roll = random.below(this.#options.seed % 3 === 0 ? 500 : 100)
+    const isSeldom = this.#options.seed % 3 === 0
+    const roll = random.below(isSeldom ? 300 : 100)
     if (roll < 25) {
-      this.#killKind = random.pick([
-        undefined,
-        undefined,
-        'a companion',
-        'dead letters',
-        '__queues-0',
-        SNAPSHOT,
-      ])
+      const kinds = [undefined, 'a companion', 'a companion', 'dead letters', '__queues-0']
+      this.#killKind = isSeldom && random.chance(0.7) ? SNAPSHOT : random.pick(kinds)
       this.#killAfter = random.below(this.#killKind === undefined ? 40 : 4)
-      if (this.#killKind === SNAPSHOT) this.#killAfter = random.below(2)
-      this.#killsAfterIt = random.chance(0.5)
+      if (this.#killKind === SNAPSHOT) this.#killAfter = 0
+      this.#killWhen = random.pick(['before', 'during', 'after'])
     } else if (roll < 28) {
       this.count('broker killed')
       this.#kill(process)
@@ -983,7 +1014,7 @@ export class QueueSimulation {
     } else if (roll < 66) {
       await this.#pause(process)
     } else if (roll < 70) {
-      const kind = random.pick(['a companion', 'dead letters', 'dead letters', '__queues-0'])
+      const kind = random.pick(['a companion', 'a companion', 'dead letters', '__queues-0'])
       this.#broken = { kind, untilMs: this.clock.monotonicMs() + random.below(3000) }
     } else if (roll < 73) {
       this.count('wall clock jumped')
