@@ -129,7 +129,14 @@ export class Broker {
           onCorruption: config.groupOnCorruption,
         },
       })
-      queues = await BrokerQueues.open({ topics, groups, clock, random, logger })
+      queues = await BrokerQueues.open({
+        topics,
+        groups,
+        clock,
+        random,
+        logger,
+        stateLingerMs: config.queueStateLingerMs,
+      })
       await space.start()
       server.serve(topics, groups, queues)
       const address = formatAddress(server.address)

@@ -44,6 +44,7 @@ export interface BrokerConfig {
   readonly groupMaxSize: number
   readonly groupOffsetsRetentionMs: number
   readonly groupOnCorruption: 'halt' | 'skip'
+  readonly queueStateLingerMs: number
   readonly insecure: boolean
 }
 
@@ -217,6 +218,13 @@ export const SETTINGS: readonly Setting[] = [
     'halt',
     'when records of groups are damaged; halt: their groups refuse to work, skip: what is damaged is forgotten',
     { choices: ['halt', 'skip'] },
+  ),
+  setting(
+    'queueStateLingerMs',
+    'duration',
+    '2ms',
+    'while many come, acknowledgements of a partition gather for so long before they are written together',
+    { range: [0, 100] },
   ),
   setting('insecure', 'boolean', 'false', 'listen on other than loopback addresses without TLS'),
 ]

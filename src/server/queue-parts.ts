@@ -17,6 +17,8 @@ export interface QueuePartsOptions {
   readonly clock: Clock
   readonly random: Random
   readonly logger: Logger
+  /** See `QueueCoordinatorOptions.stateLingerMs`. */
+  readonly stateLingerMs?: number | undefined
 }
 
 /** Everything behind QueueService: queue groups, delayed and deduplicated sends, dead letters. */
@@ -38,7 +40,15 @@ export class BrokerQueues implements QueueParts {
   static async open(options: QueuePartsOptions): Promise<BrokerQueues> {
     const { topics, groups, clock, random, logger } = options
     const peer = new LocalPeer({ topics, clock })
-    const queues = await QueueCoordinator.open({ topics, groups, peer, clock, random, logger })
+    const queues = await QueueCoordinator.open({
+      topics,
+      groups,
+      peer,
+      clock,
+      random,
+      logger,
+      stateLingerMs: options.stateLingerMs,
+    })
     const sends = await SendCoordinator.open({ topics, peer, clock, random, logger })
     const deadLetters = new DeadLetterBox({
       topics,

@@ -25,6 +25,7 @@ describe('settings', () => {
       groupMaxSize: 10_000,
       groupOffsetsRetentionMs: 7 * 24 * 3_600_000,
       groupOnCorruption: 'halt',
+      queueStateLingerMs: 2,
       insecure: false,
     })
     expect(new Set(Object.values(sources))).toEqual(new Set(['default']))

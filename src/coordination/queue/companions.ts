@@ -7,6 +7,8 @@ export interface CompanionsOptions {
   readonly topics: Topics
   readonly clock: Clock
   readonly logger: QueueLogger
+  /** See `CompanionOptions.lingerMs`. */
+  readonly lingerMs?: number | undefined
 }
 
 /** The companion logs that are open, one for each data partition that queue groups work through. */
@@ -14,6 +16,7 @@ export class Companions {
   readonly #topics: Topics
   readonly #clock: Clock
   readonly #logger: QueueLogger
+  readonly #lingerMs: number | undefined
   readonly #open = new Map<
     string,
     { readonly topicId: string; readonly log: Promise<CompanionLog> }
@@ -24,6 +27,7 @@ export class Companions {
     this.#topics = options.topics
     this.#clock = options.clock
     this.#logger = options.logger
+    this.#lingerMs = options.lingerMs
   }
 
   /** Calls `listener` when a companion cannot be written any more: {@link open} then loads it anew. */
@@ -53,6 +57,7 @@ export class Companions {
       partition,
       clock: this.#clock,
       logger: this.#logger,
+      lingerMs: this.#lingerMs,
       onFailed: (error) => {
         // The topic may have been made anew since: another one is open under its name then.
         if (this.#open.get(key)?.topicId === topicId) this.#open.delete(key)

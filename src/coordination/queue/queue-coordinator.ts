@@ -74,6 +74,8 @@ export interface QueueCoordinatorOptions {
   readonly random: Random
   /** Silent by default. */
   readonly logger?: QueueLogger | undefined
+  /** How long acknowledgements of a partition gather while many come. 0 by default. */
+  readonly stateLingerMs?: number | undefined
 }
 
 const SILENT: QueueLogger = { info: () => undefined, warn: () => undefined, error: () => undefined }
@@ -134,6 +136,7 @@ export class QueueCoordinator implements Queues {
       topics: options.topics,
       clock: options.clock,
       logger: this.#logger,
+      lingerMs: options.stateLingerMs,
     })
     this.companions.onFailed((failed, error) => this.#reload(failed, error))
     this.#wheel = new TimingWheel<Lease>(options.clock, (leases) => {

@@ -24,12 +24,13 @@ interface Opened {
   readonly failures: BrokerError[]
 }
 
-async function open(bench: Bench): Promise<Opened> {
+async function open(bench: Bench, lingerMs = 0): Promise<Opened> {
   const failures: BrokerError[] = []
   const log = await CompanionLog.open({
     partition: await bench.topics.openCompanion('orders', 0),
     clock: bench.clock,
     logger: new Lines(),
+    lingerMs,
     onFailed: (error) => failures.push(error),
   })
   return { log, failures }
@@ -82,6 +83,30 @@ describe('a companion log', () => {
     const { log } = await open(bench)
     const writes = [0, 1, 2, 3].map((offset) => put(log, 'a', [accepted(offset)]))
     await Promise.all([...writes, put(log, 'b', [accepted(1)])])
+    expect(log.partition.highWatermark).toBe(2)
+  })
+
+  it('gathers what comes close behind a write, and never longer than it lingers', async () => {
+    const bench = await aTopic()
+    const { log } = await open(bench, 2)
+    await put(log, 'a', [accepted(0)])
+    expect(log.partition.highWatermark).toBe(1)
+    const second = put(log, 'a', [accepted(1)])
+    await bench.clock.advance(1)
+    const third = put(log, 'a', [accepted(2)])
+    expect(log.partition.logEndOffset).toBe(1)
+    await bench.clock.advance(1)
+    await Promise.all([second, third])
+    expect(log.partition.highWatermark).toBe(2)
+  })
+
+  it('waits for nothing when it is closed', async () => {
+    const bench = await aTopic()
+    const { log } = await open(bench, 100)
+    await put(log, 'a', [accepted(0)])
+    const last = put(log, 'a', [accepted(1)])
+    await log.close()
+    await last
     expect(log.partition.highWatermark).toBe(2)
   })
 
