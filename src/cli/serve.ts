@@ -4,6 +4,7 @@ import { resolveConfig } from './config-list.ts'
 import { parseFailpoints } from './failpoints.ts'
 import type { CliIo } from './io.ts'
 import { EXIT_DONE, EXIT_STORAGE_FAILED, Interrupt, say } from './io.ts'
+import { MemoryTrim, processMemory } from './memory-trim.ts'
 import type { AdminOptions } from './topics.ts'
 import { UsageError } from './usage-error.ts'
 import { systemClock } from '../common/clock.ts'
@@ -64,6 +65,8 @@ export async function serve(
     random: systemRandom,
     logger,
   })
+  const trim = new MemoryTrim(systemClock, processMemory())
+  trim.start()
   io.stdout.write(`millrace listening on ${broker.address}\n`)
   if (io.stderr.isTTY === true) showNextSteps(io, broker.address)
   const interrupted = new Promise<'signal'>((settle) => {
@@ -71,6 +74,7 @@ export async function serve(
     interrupt.signal.addEventListener('abort', () => settle('signal'), { once: true })
   })
   const end = await Promise.race([interrupted, broker.failed])
+  trim.stop()
   if (end === 'signal') {
     // While it drains, the disk may still fail: what was not flushed must not look like a clean stop.
     const stopped = await Promise.race([broker.stop().then(() => undefined), broker.failed])
