@@ -563,6 +563,8 @@ describe('pause, drain and close', () => {
     const gates = new Gates()
     const worker = mill.worker(orders, { group: 'g', concurrency: 2, prefetch: 8 }, gates.handler)
     await until(() => expect(server.countOf('leased')).toBe(10))
+    // Before they have come to the worker, none of them has been begun, and all would go back.
+    await until(() => expect(worker.active).toBe(2))
     let isPaused = false
     const pausing = worker.pause().then(() => (isPaused = true))
     await until(() => expect(server.countOf('leased')).toBe(2))
